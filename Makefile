@@ -1,0 +1,29 @@
+# make repro: from nothing to a trained, evaluated model and a page that shows it.
+# make test:  the tests.
+# Both make .venv with pinned versions first, when it is missing or pyproject.toml or constraints.txt is newer.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+RUN := PATH="$$PWD/$(BIN):$$PATH"
+
+.PHONY: repro test install clean
+
+repro: $(BIN)/.installed
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "error: this folder is no git repository, which DVC needs; run 'git init' here, or clone the project with git" >&2; exit 1; }
+	@$(RUN) dvc repro
+
+test: $(BIN)/.installed
+	@$(RUN) ruff check -q .
+	@$(RUN) python -m pytest
+
+install: $(BIN)/.installed
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { echo "error: $(PYTHON) is not Python 3.11 or 3.12; say which to take: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Outputs and unfinished work; DVC's cache in .dvc/cache stays, so that a repro brings the outputs back at once.
+clean:
+	rm -rf data .work

@@ -1,0 +1,1 @@
+"""Audio-visual learning pipelines: from videos to a trained, measured model."""

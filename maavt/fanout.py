@@ -1,0 +1,248 @@
+"""Map a function over items in local worker processes, of which any may hang or crash.
+
+Each worker has a pipe of its own and no lock is shared, so that a worker killed at any instant (a segfault, the
+kernel out of memory, its time limit) harms nothing but the item it had in hand.
+"""
+
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing import connection, resource_tracker
+from typing import Any
+
+from maavt.errors import UserError
+from maavt.media import Rejected
+
+IN_FLIGHT = 4  # items per worker that are being worked on, or done and waiting for their turn
+FAILED_STARTS = 10  # in a row, after which no further worker is started
+
+_spawn = multiprocessing.get_context("spawn")  # a forked copy of a process with threads (torch, FFmpeg) may hang
+
+
+def default_workers() -> int:
+    """MAAVT_WORKERS, or one worker per CPU core. Raises UserError for anything but a positive whole number."""
+    text = os.environ.get("MAAVT_WORKERS", "").strip()
+    if not text:
+        return os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"MAAVT_WORKERS={text!r}: expected a positive whole number; set it to one, or unset it")
+    return int(text)
+
+
+def fan_out(
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    *,
+    workers: int | None = None,
+    time_limit: float | None = None,
+    label: Callable[[Any], str] = str,
+) -> Iterator[tuple[Any, Any]]:
+    """(item, function(item)) for each item, in order, or (item, Rejected) where that failed on the item itself.
+
+    A result is a Rejected when the function raised one, when it took longer than `time_limit` seconds (reason
+    `timed out`), or when its process died (`decoder crashed`). Any other exception of the function is raised here,
+    with a note of the item's `label`. Items are taken as they are needed and few are in flight, so memory stays flat.
+
+    `function` and the items are pickled; workers start by importing the main module, hence the usual
+    `if __name__ == "__main__"`. They ignore Ctrl-C and end at once when the iterator is closed, when it fails, or
+    when this process dies, however it dies.
+    """
+    workers = default_workers() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers={workers}: expected at least 1")
+    crew = _Crew(pickle.dumps(function), workers, time_limit)
+    source = iter(items)
+    tasks: deque[_Task] = deque()  # in order; the first is the next to be handed back
+    waiting: deque[_Task] = deque()  # those that no worker has yet
+    try:
+        while True:
+            while source is not None and len(tasks) < IN_FLIGHT * workers:
+                try:
+                    tasks.append(_Task(next(source)))
+                except StopIteration:
+                    source = None
+                else:
+                    waiting.append(tasks[-1])
+                    crew.hand_out(waiting)
+            if not tasks:
+                return
+            crew.collect(label, timeout=0)
+            crew.hand_out(waiting)
+            while not tasks[0].done:
+                crew.collect(label)
+                crew.hand_out(waiting)
+            task = tasks.popleft()
+            if task.error:
+                raise task.error
+            yield task.item, task.result
+            del task  # may be large, and the next one takes a while
+    finally:
+        crew.end()
+
+
+@dataclass(eq=False)
+class _Task:
+    item: Any
+    result: Any = None
+    error: Exception | None = None
+    done: bool = False
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: multiprocessing.process.BaseProcess
+    pipe: connection.Connection
+    ready: bool = False  # has imported all it needs
+    task: _Task | None = None
+
+
+class _Crew:
+    """The worker processes of one fan_out, started as there is work for them and replaced when they die."""
+
+    def __init__(self, function: bytes, size: int, time_limit: float | None):
+        self.function = function
+        self.size = size
+        self.time_limit = time_limit
+        self.workers: list[_Worker] = []
+        self.failed_starts = 0
+
+    def hand_out(self, waiting: deque[_Task]) -> None:
+        """Give each idle worker a task, and start workers for the rest."""
+        for worker in self.workers:
+            if waiting and worker.ready and worker.task is None:
+                worker.task = waiting.popleft()
+                try:
+                    worker.pipe.send(worker.task.item)
+                except OSError:  # it died while idle, which is not this item's fault
+                    waiting.appendleft(worker.task)
+                    worker.task = None
+        starting = sum(not worker.ready for worker in self.workers)
+        for _ in range(min(len(waiting) - starting, self.size - len(self.workers))):
+            self._start()
+
+    def collect(self, label: Callable[[Any], str], timeout: float | None = None) -> None:
+        """Wait until some worker has something to say, or `timeout` seconds, and note it."""
+        pipes = {worker.pipe: worker for worker in self.workers}
+        for pipe in connection.wait(list(pipes), timeout):
+            worker = pipes[pipe]
+            try:
+                message = pipe.recv_bytes()
+            except (EOFError, OSError):  # dead, perhaps in the middle of a message
+                self._bury(worker, label)
+                continue
+            kind, value = pickle.loads(message)
+            worker.ready = True
+            self.failed_starts = 0
+            task, worker.task = worker.task, None
+            if task is None:  # it is ready to work, or cannot import the function
+                if kind == "error":
+                    raise value
+            elif kind == "error":
+                value.add_note(f"in a worker process, on {label(task.item)}")
+                task.error, task.done = value, True
+            else:
+                task.result, task.done = value, True
+
+    def _start(self) -> None:
+        ours, theirs = _spawn.Pipe()
+        resource_tracker.ensure_running()  # else start() does it, and that unblocks SIGINT
+        process = _spawn.Process(target=_work, args=(theirs, self.function, self.time_limit), daemon=True,
+                                 name="maavt worker")
+        # The worker inherits the blocked signal, so that a Ctrl-C never finds it unprepared.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+            self.workers.append(_Worker(process, ours))
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _bury(self, worker: _Worker, label: Callable[[Any], str]) -> None:
+        """Remove a dead worker, and reject what it had in hand."""
+        self.workers.remove(worker)
+        code = _end(worker)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if worker.task:
+            if code == -signal.SIGALRM:
+                result = Rejected("timed out", f"{label(worker.task.item)} took longer than {self.time_limit:g} s")
+            else:
+                result = Rejected("decoder crashed", f"the process {how} on {label(worker.task.item)}")
+            worker.task.result, worker.task.done = result, True
+        elif not worker.ready:
+            self.failed_starts += 1
+            if self.failed_starts == FAILED_STARTS:
+                raise RuntimeError(f"worker processes cannot start: the last one {how}; is the main module guarded "
+                                   'by `if __name__ == "__main__"`?')
+
+    def end(self) -> None:
+        for worker in self.workers:
+            worker.process.kill()
+        while self.workers:
+            _end(self.workers.pop())
+
+
+def _end(worker: _Worker) -> int:
+    """Make sure that a worker is dead, and return its exit code."""
+    worker.pipe.close()
+    worker.process.join(1)  # it may be dying, and how is worth knowing
+    worker.process.kill()
+    worker.process.join()
+    code = worker.process.exitcode
+    worker.process.close()
+    return code
+
+
+def _work(pipe: connection.Connection, function: bytes, time_limit: float | None) -> None:
+    """A worker's life: one item after the other, until the pipe closes."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are expected: no core files
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process whatever it is stuck in
+    try:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
+        call = pickle.loads(function)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+    except Exception as error:
+        pipe.send_bytes(_pack("error", error))
+        return
+    pipe.send_bytes(pickle.dumps(("ready", None)))
+    while True:
+        try:
+            task = pipe.recv_bytes()
+        except (EOFError, OSError):
+            return
+        signal.setitimer(signal.ITIMER_REAL, time_limit or 0)
+        try:
+            message = _pack("result", call(pickle.loads(task)))
+        except Rejected as rejected:
+            message = _pack("result", rejected)
+        except Exception as error:
+            message = _pack("error", error)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        pipe.send_bytes(message)
+
+
+def _pack(kind: str, value: Any) -> bytes:
+    try:
+        if kind == "error":
+            value.add_note(traceback.format_exc())
+        message = pickle.dumps((kind, value))
+        if kind == "error":
+            pickle.loads(message)  # not every exception survives the way
+        return message
+    except Exception as error:
+        text = "".join(traceback.format_exception(value if kind == "error" else error))
+        return pickle.dumps(("error", RuntimeError(text)))
+
+
+def _die_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

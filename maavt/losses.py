@@ -1,0 +1,77 @@
+"""The loss of MA-AVT: class loss + background loss + blockwise contrastive loss (supplement, sections B and C)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maavt.models.maavt import Output
+
+TEMPERATURE = 0.07
+
+
+@dataclass
+class Losses:
+    """The parts of the loss, scalars; 0 where a part does not apply."""
+
+    classes: Tensor
+    background: Tensor
+    contrastive: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.classes + self.background + self.contrastive
+
+
+def losses(output: Output, labels: Tensor) -> Losses:
+    """The loss of a batch. `labels` (B,): the class, or -1 for background.
+
+    Class and contrastive losses are means over the foreground pairs alone; in a batch without any they are 0.
+    Nothing here waits for the device.
+    """
+    foreground = labels >= 0
+    zero = output.logits.new_zeros(())
+    background = zero
+    if output.background is not None:
+        background = F.binary_cross_entropy_with_logits(output.background, (~foreground).float())
+    compared = [contrastive(visual, audio, foreground) for visual, audio in output.projections or ()]
+    return Losses(
+        classes=_mean(F.cross_entropy(output.logits, labels.clamp(min=0), reduction="none"), foreground),
+        background=background,
+        contrastive=torch.stack(compared).mean() if compared else zero,
+    )
+
+
+def contrastive(visual: Tensor, audio: Tensor, foreground: Tensor) -> Tensor:
+    """Symmetric InfoNCE at temperature 0.07 between two sets of unit vectors (B, P), over foreground pairs alone."""
+    similarity = visual @ audio.T / TEMPERATURE  # (B, B)
+    similarity = similarity.masked_fill(~(foreground[:, None] & foreground), float("-inf"))
+    similarity = similarity.masked_fill(torch.diag(~foreground), 0.0)  # a row of background alone: finite, not counted
+    rows, columns = similarity.log_softmax(1).diagonal(), similarity.log_softmax(0).diagonal()
+    return -(_mean(rows, foreground) + _mean(columns, foreground)) / 2
+
+
+def mine_background(
+    spectrograms: Tensor, labels: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Foreground mining: about `share` of the pairs get the sound of another class's pair and the label -1.
+
+    (B, S, S) and (B,) -> the same, and how many chosen pairs had no pair of another class beside them and stayed
+    as they were (a scalar on the device). Partners come from the batch; nothing waits for the device.
+    """
+    chosen = torch.rand(labels.shape, generator=generator, device=labels.device) < share
+    other = labels[:, None] != labels  # (B, B)
+    draw = torch.rand(other.shape, generator=generator, device=labels.device)
+    partner = draw.masked_fill(~other, -1.0).argmax(1)
+    possible = other.any(1)
+    mined = chosen & possible
+    return (
+        torch.where(mined[:, None, None], spectrograms[partner], spectrograms),
+        labels.masked_fill(mined, -1),
+        (chosen & ~possible).sum(),
+    )
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    return (values * counted).sum() / counted.sum().clamp(min=1)

@@ -1,0 +1,167 @@
+"""MA-AVT: prompts for a frozen Vision Transformer that two streams share (supplement, sections B and C).
+
+B pairs, N tokens of a stream, D width, K blocks, C classes. The tokens of a stream are
+[class prompt, patches, (background prompt), unimodal prompts, shared prompts].
+"""
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from maavt.models.vit import attention_scores, check_heads, embed_patches, run_block
+
+LSA_HEADS = 8
+PROJECTOR_OUTPUTS = {"mlp": 256, "linear": 512}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaavtConfig:
+    """What MA-AVT is built from, beside the backbone; `background` adds the background prompt and its head."""
+
+    classes: int
+    background: bool
+    tokens: int = 5
+    prompt_std: float = 0.02
+    unimodal_prompts: bool = True
+    shared_prompts: bool = True
+    lsa: bool = True
+    contrastive: str = "blockwise"
+    projector: str = "mlp"
+
+    def __post_init__(self):
+        if self.tokens < 0:
+            raise ValueError(f"tokens: {self.tokens}; expected 0 or more")
+        if self.projector not in PROJECTOR_OUTPUTS:
+            raise ValueError(f"projector: {self.projector!r}; expected one of {', '.join(PROJECTOR_OUTPUTS)}")
+        if self.contrastive not in ("blockwise", "final", "off"):
+            raise ValueError(f"contrastive: {self.contrastive!r}; expected blockwise, final or off")
+
+
+@dataclass
+class Output:
+    """What a model says of a batch of pairs; `projections` only in training."""
+
+    logits: Tensor  # (B, C)
+    background: Tensor | None = None  # (B,) logits of the binary head
+    projections: list[tuple[Tensor, Tensor]] | None = None  # (visual, audio) per compared block, (B, P) each
+
+    def predicted(self) -> Tensor:
+        """(B,): -1 (background) where the binary head says so, else the best class."""
+        best = self.logits.argmax(-1)
+        return best if self.background is None else best.masked_fill(self.background > 0, -1)
+
+
+class Prompts(nn.Module):
+    """Learnable tokens that attend to one another before they join a stream (LSA): () -> (tokens, D)."""
+
+    def __init__(self, tokens: int, width: int, std: float, lsa: bool):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(tokens, width) * std)
+        self.attention = Attention(width, LSA_HEADS, qkv_bias=True) if lsa else None
+
+    def forward(self) -> Tensor:
+        return self.tokens if self.attention is None else self.attention(self.tokens[None])[0]
+
+
+class MAAVT(nn.Module):
+    """Frames (B, 3, S, S) and spectrograms (B, S, S), both normalised -> Output.
+
+    The backbone may be kept in a smaller type (bf16): tokens run in the backbone's type, prompts, heads and
+    projectors stay in float32. Raises ValueError when 8 heads do not divide the backbone's width.
+    """
+
+    def __init__(self, backbone: VisionTransformer, config: MaavtConfig):
+        super().__init__()
+        width = backbone.embed_dim
+        self.config, self.backbone = config, backbone
+        self.class_prompt = nn.Parameter(backbone.cls_token.detach()[0].float().clone())  # (1, D)
+        backbone.cls_token = None  # the class prompt stands in for it
+        self.background_prompt = nn.Parameter(torch.randn(1, width) * config.prompt_std) if config.background else None
+        groups = {"audio": config.unimodal_prompts, "visual": config.unimodal_prompts, "shared": config.shared_prompts}
+        groups = [name for name, wanted in groups.items() if wanted and config.tokens]
+        if groups and config.lsa:
+            check_heads(width, LSA_HEADS)
+        self.prompts = nn.ModuleDict(
+            {name: Prompts(config.tokens, width, config.prompt_std, config.lsa) for name in groups}
+        )
+        blocks = {"blockwise": len(backbone.blocks), "final": 1, "off": 0}[config.contrastive]
+        if blocks and "shared" not in groups:
+            raise ValueError("the contrastive loss needs shared prompts; expected contrastive: off without them")
+        self.visual_projectors = nn.ModuleList(_projector(config.projector, width) for _ in range(blocks))
+        self.audio_projectors = nn.ModuleList(_projector(config.projector, width) for _ in range(blocks))
+        self.head = nn.Linear(2 * width, config.classes)
+        self.background_head = nn.Linear(2 * width, 1) if config.background else None
+
+    def trained(self) -> list[str]:
+        """Names of what is trained and kept: the prompts with their attention, and the heads."""
+        names = ["class_prompt", "head"]
+        names += ["prompts"] if self.prompts else []
+        return names + (["background_prompt", "background_head"] if self.config.background else [])
+
+    def training_only(self) -> list[str]:
+        """Names of what is trained but discarded afterwards, and not counted: the projectors (section C)."""
+        return ["visual_projectors", "audio_projectors"] if len(self.visual_projectors) else []
+
+    def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
+        x, patches = self._tokens(frames, spectrograms)  # (2 B, N, D): visual, then audio
+        shared = slice(x.shape[1] - self.config.tokens, None) if "shared" in self.prompts else None
+        compared = self.training and self.visual_projectors
+        *blocks, last = self.backbone.blocks
+        projections = []
+        for number, block in enumerate(blocks):
+            x = run_block(block, x)
+            if compared and self.config.contrastive == "blockwise":
+                projections.append(self._project(number, x[:, shared]))
+        x = torch.cat([x[:, :1], x[:, 1 + patches :], x[:, 1 : 1 + patches]], 1)  # what is read first
+        read = x.shape[1] - patches if compared else 1 + self.config.background
+        x = run_block(last, x, slice(0, read))
+        if compared:
+            projections.append(self._project(-1, x[:, -self.config.tokens :]))
+        summary = self.backbone.norm(x[:, : 1 + self.config.background]).float()
+        summary = torch.cat(summary.chunk(2), -1)  # (B, 1 or 2, 2 D)
+        return Output(
+            logits=self.head(summary[:, 0]),
+            background=self.background_head(summary[:, 1])[:, 0] if self.config.background else None,
+            projections=projections or None,
+        )
+
+    @torch.no_grad()
+    def attention_map(self, frames: Tensor, spectrograms: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the class prompt looks in the last block: (B, patches) of the frame and of the spectrogram, sum 1."""
+        x, patches = self._tokens(frames, spectrograms)
+        *blocks, last = self.backbone.blocks
+        for block in blocks:
+            x = block(x)
+        scores = attention_scores(last, x, query=0)[:, 1 : 1 + patches].float()
+        return tuple(scores.softmax(-1).chunk(2))
+
+    def _tokens(self, frames: Tensor, spectrograms: Tensor) -> tuple[Tensor, int]:
+        """Both streams as one batch (2 B, N, D), and the number of patches."""
+        kind = self.backbone.patch_embed.proj.weight.dtype
+        sound = spectrograms[:, None].expand(-1, 3, -1, -1)
+        patches = embed_patches(self.backbone, torch.cat([frames.to(kind), sound.to(kind)]))
+        position = self.backbone.pos_embed[0, :1]
+        made = {name: prompts() for name, prompts in self.prompts.items()}
+        background = [self.background_prompt] if self.config.background else []
+        learned = [  # all but the patches, (1 + M, D) per stream
+            torch.cat([self.class_prompt + position, *background, *(made[g] for g in (stream, "shared") if g in made)])
+            for stream in ("visual", "audio")
+        ]
+        learned = torch.stack(learned).to(kind).repeat_interleave(len(frames), 0)  # (2 B, 1 + M, D)
+        return torch.cat([learned[:, :1], patches, learned[:, 1:]], 1), patches.shape[1]
+
+    def _project(self, block: int, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean shared prompt of each stream through the block's projectors, of length 1: (B, P) each."""
+        visual, audio = shared.float().mean(1).chunk(2)
+        return (nn.functional.normalize(self.visual_projectors[block](visual), dim=-1),
+                nn.functional.normalize(self.audio_projectors[block](audio), dim=-1))
+
+
+def _projector(kind: str, width: int) -> nn.Module:
+    outputs = PROJECTOR_OUTPUTS[kind]
+    if kind == "linear":
+        return nn.Linear(width, outputs)
+    return nn.Sequential(nn.Linear(width, outputs), nn.GELU(), nn.Linear(outputs, outputs))

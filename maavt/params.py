@@ -1,0 +1,182 @@
+"""params.yaml, read once into frozen dataclasses; every mistake in it is reported at once.
+
+Settings that change a result live there and nowhere else. What changes only where or how fast the work is done
+is an option or a MAAVT_* environment variable.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from maavt.errors import UserError
+from maavt.work import project_root
+
+settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Model = Literal["maavt"]
+Weights = str
+
+
+@settings
+class Synth:
+    """The made data set: clips per split, frame size in pixels, frames per second."""
+
+    classes: Annotated[int, Field(ge=4, le=12, multiple_of=2)]
+    train: Count
+    val: Count
+    test: Count
+    size: Annotated[int, Field(ge=32, le=1024, multiple_of=2)]
+    fps: Annotated[int, Field(ge=1, le=60)]
+
+
+@settings
+class Spectrogram:
+    """How a clip becomes pairs: its length, and the Kaldi filter bank of every `seconds` of its sound."""
+
+    kind: Literal["fbank"]
+    clip_seconds: Count
+    sample_rate: Annotated[int, Field(ge=8000, le=192000)]
+    seconds: Count
+    bins: Annotated[int, Field(ge=8, le=512)]
+    shift_ms: Annotated[float, Field(gt=0, le=100)]
+
+
+@settings
+class Shard:
+    """The shard stage."""
+
+    frame_size: Annotated[int, Field(ge=16, le=2048)]
+    jpeg_quality: Annotated[int, Field(ge=1, le=95)]
+    clips_per_shard: Count
+    min_coverage: Share
+    spectrogram: dict[str, Spectrogram]
+
+
+@settings
+class Train:
+    """The train stage; batch and shuffle count pairs."""
+
+    epochs: Count
+    batch: Annotated[int, Field(ge=2)]
+    learning_rate: Annotated[float, Field(gt=0, lt=10)]
+    schedule: Literal["one_cycle", "step"]
+    step_epochs: Count
+    weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    shuffle: Count
+
+
+@settings
+class Maavt:
+    """MA-AVT beside `tokens`: how prompts begin, and the ablation switches (section D)."""
+
+    prompt_std: Annotated[float, Field(gt=0, le=2)]
+    unimodal_prompts: bool
+    shared_prompts: bool
+    lsa: bool
+    contrastive: Literal["blockwise", "final", "off"]
+    projector: Literal["mlp", "linear"]
+    mining: Annotated[float, Field(ge=0, lt=1)]
+
+
+@settings
+class Benchmark:
+    """The benchmark stage: what is timed, at which size, how often."""
+
+    backbones: Annotated[tuple[str, ...], Field(min_length=1)]
+    image_size: Count
+    batch: Count
+    rounds: Count
+
+
+@settings
+class Params:
+    """All of params.yaml."""
+
+    dataset: Literal["synth"]
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    backbone: str
+    weights: Weights
+    tokens: Annotated[int, Field(ge=0, le=1000)]
+    image_size: Annotated[int, Field(ge=16, le=2048)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    synth: Synth
+    shard: Shard
+    train: Train
+    maavt: Maavt
+    benchmark: Benchmark
+
+    @model_validator(mode="after")
+    def _fit_together(self):
+        mistakes = []
+        for key, backbone, size in (
+            ("image_size", self.backbone, self.image_size),
+            *(("benchmark.image_size", name, self.benchmark.image_size) for name in self.benchmark.backbones),
+        ):
+            patch = re.search(r"_patch(\d+)", backbone)
+            if not patch:
+                mistakes.append(f"{key}: the backbone {backbone!r} names no patch size; expected one of timm's "
+                                "Vision Transformers, such as vit_base_patch16_224")
+            elif size % int(patch[1]):
+                fit = size // int(patch[1]) * int(patch[1])
+                mistakes.append(f"{key}: {size} is not a multiple of the patch size {patch[1]} of {backbone}; "
+                                f"expected such as {fit or int(patch[1])} or {fit + int(patch[1])}")
+        if self.image_size > self.shard.frame_size:
+            mistakes.append(f"image_size: {self.image_size} is more than shard.frame_size, {self.shard.frame_size}; "
+                            "expected at most that, since pictures are cropped from stored frames")
+        if self.dataset not in self.shard.spectrogram:
+            mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
+        if len(set(self.models)) < len(self.models):
+            mistakes.append(f"models: {list(self.models)} names one twice; expected each once")
+        if self.weights == "packaged" and self.backbone != "vit_small_patch14_dinov2":
+            mistakes.append(f"weights: 'packaged' holds vit_small_patch14_dinov2, not {self.backbone!r}; expected "
+                            "timm, random or a path for this backbone")
+        if self.maavt.contrastive != "off" and not (self.tokens and self.maavt.shared_prompts):
+            mistakes.append(f"maavt.contrastive: {self.maavt.contrastive!r} needs shared prompts; expected off when "
+                            "tokens is 0 or maavt.shared_prompts is false")
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+
+def load_params(path: Path | None = None) -> Params:
+    """Read and check params.yaml (by default the project's).
+
+    Raises UserError with one line per mistake: the key, the value and what was expected.
+    """
+    path = path or project_root() / "params.yaml"
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no {path}; expected the file of the settings, as the repository holds it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return parse_params(values, path.name)
+
+
+def parse_params(values: object, name: str = "params.yaml") -> Params:
+    """Check settings that were read from `name`; raises UserError as load_params does."""
+    try:
+        return TypeAdapter(Params).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        mistakes = [line for item in error.errors() for line in _explain(item)]
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    raise UserError(f"{count} in {name}:\n" + "\n".join(f"  {line}" for line in mistakes))
+
+
+def _explain(item: dict) -> list[str]:
+    key = ".".join(str(part) for part in item["loc"]) or "the file"
+    value = item["input"]
+    if item["type"] == "value_error":  # raised above: says key, value and expectation itself
+        return str(item["ctx"]["error"]).splitlines()
+    if item["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
+        return [f"{key}: missing; expected a value"]
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return [f"{key}: {value!r}, but there is no such setting; expected a key that params.yaml documents"]
+    expected = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return [f"{key}: {value!r}; expected {expected}"]

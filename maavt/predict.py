@@ -1,0 +1,80 @@
+"""One clip of the user's own -> its classes, second by second, as a line of JSON."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from maavt.adapter import load_adapter
+from maavt.clips import BACKGROUND
+from maavt.errors import UserError, run
+from maavt.loader import BACKGROUND_LABEL, Batch
+from maavt.media import Rejected, decode
+from maavt.models import MODELS
+from maavt.params import Spectrogram
+from maavt.runtime import Prediction, pick_device, place, predict
+from maavt.spectrogram import spectrograms
+from maavt.work import project_root
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a video with sound")
+    parser.add_argument("--model", choices=sorted(MODELS), default="maavt", help="which trained model to ask")
+
+
+def predict_files(options: argparse.Namespace) -> int:
+    """Print one line of JSON per file: its seconds with their classes, or the reason why there are none.
+
+    Returns 1 when a file could not be read, else 0.
+    """
+    model, normalise, config = load_adapter(project_root() / "data" / "models" / options.model)
+    place(model, pick_device())
+    failed = 0
+    for file in options.files:
+        try:
+            batch = read_pairs(Path(file), config)
+        except Rejected as rejection:
+            failed, answer = 1, {"file": file, "reason": rejection.reason}
+        else:
+            found = predict(model, [batch], normalise, background=config["background"])
+            answer = {"file": file, "pairs": [_as_json(prediction, config["classes"]) for prediction in found]}
+        print(json.dumps(answer), flush=True)
+    if failed:
+        raise UserError("some files could not be read; their lines say why")
+    return 0
+
+
+def read_pairs(path: Path, config: dict) -> Batch:
+    """The pairs of one media file, made as the shards of the training data were. Raises Rejected."""
+    recipe, size = Spectrogram(**config["spectrogram"]), config["image_size"]
+    media = decode(path, seconds=recipe.clip_seconds, frame_size=config["frame_size"], sample_rate=recipe.sample_rate)
+    seconds = range(0, recipe.clip_seconds, recipe.seconds)
+    edge = (config["frame_size"] - size) // 2
+    frames = torch.from_numpy(media.frames)[[second + recipe.seconds // 2 for second in seconds]]
+    return Batch(
+        frames=frames[:, edge : edge + size, edge : edge + size].permute(0, 3, 1, 2).contiguous(),
+        spectrograms=spectrograms(torch.from_numpy(media.waveform), recipe).half(),
+        labels=torch.full((len(seconds),), BACKGROUND_LABEL),
+        keys=[path.name] * len(seconds),
+        seconds=list(seconds),
+    )
+
+
+def _as_json(prediction: Prediction, classes: list[str]) -> dict:
+    background = prediction.predicted == BACKGROUND_LABEL
+    return {"second": prediction.second, "class": BACKGROUND if background else classes[prediction.predicted],
+            "probability": round(prediction.probability, 4)}
+
+
+def main() -> int:
+    """The command on its own."""
+    parser = argparse.ArgumentParser(prog="python -m maavt.predict", description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    return predict_files(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,26 @@
+"""Progress with rate and time left: a bar on a terminal, plain lines elsewhere."""
+
+import os
+import sys
+
+from tqdm import tqdm
+
+
+_NOWHERE = open(os.devnull, "w")  # for tqdm's own carriage returns and line ends
+
+
+class _Lines(tqdm):
+    """A tqdm that prints a line instead of redrawing one, for logs."""
+
+    def display(self, msg=None, pos=None):
+        print(msg or str(self), file=sys.stderr, flush=True)
+        return True
+
+
+def progress(iterable=None, *, label: str, unit: str, total: int | None = None, leave: bool = True) -> tqdm:
+    """A tqdm over `iterable` (or to be updated by hand) that suits where stderr goes."""
+    common = dict(desc=label, unit=unit, total=total, leave=leave)
+    if sys.stderr.isatty():
+        return tqdm(iterable, dynamic_ncols=True, **common)
+    bar = "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed}, {remaining} left, {rate_fmt}{postfix}"
+    return _Lines(iterable, mininterval=10, miniters=1, file=_NOWHERE, bar_format=bar, **common)

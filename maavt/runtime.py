@@ -1,0 +1,119 @@
+"""Where a model runs, in which number type, and how batches reach it.
+
+B pairs, S image size, T frames and F bins of a spectrogram.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maavt.errors import UserError
+from maavt.loader import Batch
+from maavt.models.vit import use_fused_attention
+
+
+def pick_device() -> torch.device:
+    """MAAVT_DEVICE (cpu, cuda, cuda:1 ...), else the GPU where there is one. Raises UserError for what is not there."""
+    name = os.environ.get("MAAVT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"MAAVT_DEVICE={name}: {str(error).splitlines()[0]}; expected cpu, cuda or such as cuda:1"
+                        ) from None
+
+
+def compute_type(device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies it in hardware, else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Put a model on the device, its frozen backbone once and for all in the compute type.
+
+    On a CPU plain matrix products beat the fused attention kernel (1.6 x at 65 tokens in bf16); on a GPU it is the
+    other way round.
+    """
+    model.to(device)
+    model.backbone.to(compute_type(device))
+    use_fused_attention(model.backbone, device.type != "cpu")
+    return model
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """Batches -> what a model reads. `image_mean` and `image_std` are the backbone's own, for pixels of 0 to 1;
+    spectrograms are standardised by the training set's mean and twice its standard deviation (NOTES, AVE)."""
+
+    image_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    spectrogram_mean: float
+    spectrogram_std: float
+
+    def __call__(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames (B, 3, S, S), spectrograms (B, S, S) and labels (B,) on the device; copies do not block."""
+        frames, spectrograms, labels = (
+            tensor.to(device, non_blocking=True) for tensor in (batch.frames, batch.spectrograms, batch.labels)
+        )
+        mean, std = (torch.tensor(values).mul_(255).to(device, non_blocking=True)[:, None, None]
+                     for values in (self.image_mean, self.image_std))
+        sound = (spectrograms.float() - self.spectrogram_mean) / (2 * self.spectrogram_std)
+        if sound.shape[1:] != (self.image_size, self.image_size):
+            sound = F.interpolate(sound[:, None], (self.image_size, self.image_size), mode="bilinear",
+                                  antialias=True, align_corners=False)[:, 0]
+        return (frames - mean) / std, sound, labels
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one pair: classes are numbers, -1 is background; probabilities are of the class head and of background."""
+
+    key: str
+    second: int
+    label: int
+    predicted: int
+    best_class: int
+    probability: float
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *, background: bool,
+            silence: bool = False, blank: Tensor | None = None) -> Iterator[Prediction]:
+    """What the model says of every pair, in order.
+
+    With `background`, a pair is background where the binary head says so, else it is the best class. `silence`
+    replaces every spectrogram with the training mean, `blank` (3,), 0 to 255, every picture with that colour.
+    """
+    device = model.head.weight.device
+    model.eval()
+    for batch in batches:
+        frames, sound, _ = normalise(batch, device)
+        if silence:
+            sound = torch.zeros_like(sound)  # the mean, standardised
+        if blank is not None:
+            mean, std = (torch.tensor(values) * 255 for values in (normalise.image_mean, normalise.image_std))
+            frames = ((blank - mean) / std).to(device)[:, None, None].expand_as(frames)
+        output = model(frames, sound)
+        chance, best = output.logits.softmax(-1).max(-1)
+        predicted = best
+        if background:
+            predicted, empty = output.predicted(), output.background.sigmoid()
+            chance = torch.where(predicted < 0, empty, chance * (1 - empty))
+        rows = zip(batch.keys, batch.seconds, batch.labels.tolist(), predicted.tolist(), best.tolist(),
+                   chance.tolist(), strict=True)
+        yield from (Prediction(*row) for row in rows)
+
+
+def accuracy(predictions: Iterable[Prediction]) -> float:
+    """The strict accuracy: the share of pairs whose final prediction, background included, is right."""
+    right = [prediction.predicted == prediction.label for prediction in predictions]
+    return sum(right) / max(len(right), 1)

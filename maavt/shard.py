@@ -1,0 +1,196 @@
+"""Stage shard: clips -> WebDataset tars of frames and spectrograms, with an index and the rejects.
+
+data/shards/DATASET/{train,val,test}/DATASET-SPLIT-NNNNNN.tar holds samples of KEY.frame-00.jpg ...,
+KEY.spectrogram.npy (pairs, frames, bins) float16, and KEY.json. A clip that cannot be used is in rejects.csv.
+A killed run goes on with the first shard that is not finished.
+"""
+
+import io
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset as wds
+from PIL import Image
+from tqdm import tqdm
+
+from maavt.clips import SPLITS, Clip, Labels, read_manifest
+from maavt.errors import UserError, run
+from maavt.fanout import fan_out
+from maavt.media import Rejected, decode
+from maavt.params import Params, Spectrogram, load_params
+from maavt.progress import progress
+from maavt.spectrogram import spectrograms
+from maavt.work import atomic, project_root, publish, sha256, workspace, write_table
+
+TIME_LIMIT = 120.0  # seconds for one clip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The members of one clip in a shard, and sums for the statistics: of spectrograms and of RGB, in float64."""
+
+    members: dict[str, bytes]
+    spectrogram_sums: tuple[float, float, float]  # values, sum, sum of squares
+    frame_sums: tuple[float, ...]  # pixels, red, green, blue (0 to 255)
+
+
+def main() -> None:
+    """Shard all splits, then move the whole folder into place."""
+    params = load_params()
+    raw = project_root() / "data" / "raw" / params.dataset
+    clips, labels = read_manifest(raw)
+    with workspace("shard", params.dataset, params.shard, params.seed, raw / "clips.csv") as folder:
+        index = shard_clips(clips, labels, raw=raw, folder=folder, params=params)
+        publish(folder / "shards", project_root() / "data" / "shards" / params.dataset)
+    for split, counts in index["splits"].items():
+        print(f"{params.dataset} {split}: {counts['samples']} clips in shards, {counts['rejected']} rejected")
+
+
+def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, params: Params) -> dict:
+    """Write the shards of all clips below `folder`/shards, and return the index.
+
+    Raises UserError when fewer clips than shard.min_coverage of the manifest can be used, or a split is empty.
+    """
+    plan = list(_plan(clips, params))
+    done = {name: stats for name, _ in plan if (stats := _finished(folder, name))}
+    with progress(total=len(clips), label="sharding", unit="clip") as bar:
+        bar.update(sum(len(shard) for name, shard in plan if name in done) + sum(c.status != "ok" for c in clips))
+        todo = [(name, shard) for name, shard in plan if name not in done]
+        for name, stats in _make_shards(todo, raw=raw, folder=folder, params=params, bar=bar):
+            done[name] = stats
+    index = _index([(name, done[name]) for name, _ in plan], clips, labels, params)
+    rejects = _rejects([done[name] for name, _ in plan], clips)
+    write_table(folder / "shards" / "rejects.csv", ("key", "split", "label", "stage", "reason"), rejects)
+    with atomic(folder / "shards" / "index.json") as path:
+        path.write_text(json.dumps(index, indent=1) + "\n")
+    _check_coverage(index, rejects, clips, params)
+    return index
+
+
+def _plan(clips: list[Clip], params: Params) -> Iterator[tuple[str, list[Clip]]]:
+    """(SPLIT/NAME of a shard, its clips), classes mixed: fixed by the manifest and the seed before any decoding."""
+    for split in SPLITS:
+        chosen = [clip for clip in clips if clip.split == split and clip.status == "ok"]
+        random.Random(f"{params.seed} {split}").shuffle(chosen)
+        size = params.shard.clips_per_shard
+        for number, begin in enumerate(range(0, len(chosen), size)):
+            yield f"{split}/{params.dataset}-{split}-{number:06d}", chosen[begin : begin + size]
+
+
+def _finished(folder: Path, name: str) -> dict | None:
+    stats = folder / "stats" / f"{name}.json"
+    return json.loads(stats.read_text()) if stats.exists() and _tar(folder, name).exists() else None
+
+
+def _tar(folder: Path, name: str) -> Path:
+    return folder / "shards" / f"{name}.tar"
+
+
+def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) -> Iterator[tuple[str, dict]]:
+    """Decode the clips of all shards in parallel and write shard after shard; its statistics come last."""
+    recipe = params.shard.spectrogram[params.dataset]
+    sample = partial(make_sample, raw=raw, recipe=recipe, frame_size=params.shard.frame_size,
+                     jpeg_quality=params.shard.jpeg_quality)
+    results = fan_out(sample, [clip for _, shard in plan for clip in shard], time_limit=TIME_LIMIT)
+    rejected = 0
+    for name, shard in plan:
+        stats = {"samples": 0, "rejects": {}, "spectrogram_sums": [0.0] * 3, "frame_sums": [0.0] * 4}
+        with atomic(_tar(folder, name)) as path:
+            with wds.TarWriter(str(path), encoder=False, mtime=0, user="", group="") as tar:
+                for _, (clip, result) in zip(shard, results, strict=False):
+                    if isinstance(result, Rejected):
+                        stats["rejects"][clip.key] = result.reason
+                        rejected += 1
+                    else:
+                        tar.write({"__key__": clip.key, **result.members})
+                        stats["samples"] += 1
+                        for key in ("spectrogram_sums", "frame_sums"):
+                            stats[key] = [a + b for a, b in zip(stats[key], getattr(result, key), strict=True)]
+                    bar.set_postfix(rejects=rejected, refresh=False)
+                    bar.update()
+        stats |= {"bytes": _tar(folder, name).stat().st_size, "sha256": sha256(_tar(folder, name))}
+        with atomic(folder / "stats" / f"{name}.json") as path:
+            path.write_text(json.dumps(stats))
+        yield name, stats
+
+
+def make_sample(clip: Clip, *, raw: Path, recipe: Spectrogram, frame_size: int, jpeg_quality: int) -> Sample:
+    """Decode one clip into the members of a sample; raises Rejected."""
+    media = decode(raw / clip.path, seconds=recipe.clip_seconds, frame_size=frame_size,
+                   sample_rate=recipe.sample_rate)
+    sound = spectrograms(torch.from_numpy(media.waveform), recipe).half()
+    members = {f"frame-{second:02d}.jpg": _jpeg(frame, jpeg_quality) for second, frame in enumerate(media.frames)}
+    with io.BytesIO() as buffer:
+        np.save(buffer, sound.numpy())
+        members["spectrogram.npy"] = buffer.getvalue()
+    facts = asdict(clip) | {"labels": clip.second_labels(recipe.clip_seconds)}
+    members["json"] = json.dumps({key: facts[key] for key in ("label", "labels", "start", "end", "source")}).encode()
+    sound = sound.double()
+    colours = media.frames.reshape(-1, 3).sum(0, dtype=np.float64)
+    return Sample(members, (sound.numel(), sound.sum().item(), sound.square().sum().item()),
+                  (media.frames.size / 3, *colours.tolist()))
+
+
+def _jpeg(frame: np.ndarray, quality: int) -> bytes:
+    with io.BytesIO() as buffer:
+        Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
+        return buffer.getvalue()
+
+
+def _index(shards: list[tuple[str, dict]], clips: list[Clip], labels: Labels, params: Params) -> dict:
+    splits = {}
+    for split in SPLITS:
+        stats = [stats for name, stats in shards if name.startswith(f"{split}/")]
+        count, total, squares = (sum(s["spectrogram_sums"][i] for s in stats) for i in range(3))
+        pixels, *colours = (sum(s["frame_sums"][i] for s in stats) for i in range(4))
+        mean = total / max(count, 1)
+        samples = sum(s["samples"] for s in stats)
+        splits[split] = {
+            "samples": samples,
+            "rejected": sum(clip.split == split for clip in clips) - samples,
+            "mean": mean,
+            "std": max(squares / max(count, 1) - mean**2, 0.0) ** 0.5,
+            "frame_mean": [colour / max(pixels, 1) for colour in colours],
+        }
+    return {
+        "dataset": params.dataset,
+        **asdict(labels),
+        "spectrogram": asdict(params.shard.spectrogram[params.dataset]),
+        "frame_size": params.shard.frame_size,
+        "splits": splits,
+        "shards": {f"{name}.tar": {k: stats[k] for k in ("samples", "bytes", "sha256")} for name, stats in shards},
+    }
+
+
+def _rejects(stats: list[dict], clips: list[Clip]) -> list[dict[str, str]]:
+    reasons = {key: ("shard", reason) for shard in stats for key, reason in shard["rejects"].items()}
+    reasons |= {clip.key: ("download", clip.reason) for clip in clips if clip.status != "ok"}
+    return [
+        {"key": clip.key, "split": clip.split, "label": clip.label, "stage": stage, "reason": reason}
+        for clip in clips if clip.key in reasons for stage, reason in [reasons[clip.key]]
+    ]
+
+
+def _check_coverage(index: dict, rejects: list[dict[str, str]], clips: list[Clip], params: Params) -> None:
+    used = sum(split["samples"] for split in index["splits"].values())
+    if used < params.shard.min_coverage * len(clips) or not all(s["samples"] for s in index["splits"].values()):
+        reasons = Counter(f"{reject['stage']}: {reject['reason']}" for reject in rejects).most_common()
+        table = "".join(f"\n  {count:6d}  {reason}" for reason, count in reasons)
+        counts = ", ".join(f"{split} {s['samples']}" for split, s in index["splits"].items())
+        raise UserError(
+            f"{used} of {len(clips)} clips can be used ({counts}); expected at least "
+            f"{params.shard.min_coverage:.0%} and some in every split. Mend the clips, or lower shard.min_coverage "
+            f"in params.yaml. Why clips dropped out:{table}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

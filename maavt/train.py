@@ -1,0 +1,193 @@
+"""Stage train: shards and backbone -> data/models/MODEL, the best epoch on the validation split, and its curves.
+
+A killed run goes on after its last whole epoch and ends with the same numbers.
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from dvclive import Live
+
+from maavt.adapter import save_adapter, trained_weights
+from maavt.backbone import load_backbone, read_origin
+from maavt.errors import UserError, run
+from maavt.loader import Loader
+from maavt.losses import losses, mine_background
+from maavt.models import MODELS, create_model, model_settings
+from maavt.models.vit import count, train_only
+from maavt.params import Params, load_params
+from maavt.progress import progress
+from maavt.runtime import Normaliser, accuracy, pick_device, place, predict
+from maavt.work import atomic, project_root, publish, workspace
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train one model and move what was trained into place."""
+    parser = argparse.ArgumentParser(prog="python -m maavt.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
+    name = parser.parse_args(arguments).model
+    params, data = load_params(), project_root() / "data"
+    shards = data / "shards" / params.dataset
+    relevant = [params.train, getattr(params, name), params.backbone, params.tokens, params.image_size, params.seed]
+    loaders = {split: Loader(shards, split, batch=params.train.batch, image_size=params.image_size)
+               for split in ("train", "val")}
+    with workspace(f"train-{name}", *relevant, read_origin(params.backbone), shards / "index.json") as folder:
+        for split, counts in loaders["train"].index["splits"].items():
+            print(f"{split}: {counts['samples'] + counts['rejected']} clips seen, {counts['samples']} used, "
+                  f"{counts['rejected']} rejected")
+        training = Training(name, params, loaders, folder, data / "curves" / name)
+        training.run()
+        save_adapter(folder / "model", training.best["weights"], training.config())
+        publish(folder / "model", data / "models" / name)
+    print(f"{name}: {training.best['accuracy']:.3f} of the validation pairs right after epoch {training.best['epoch']}")
+
+
+class Training:
+    """One model in training; `best` is its best epoch so far: number, accuracy and weights."""
+
+    def __init__(self, name: str, params: Params, loaders: dict[str, Loader], folder: Path, curves: Path):
+        self.name, self.params, self.loaders, self.curves = name, params, loaders, curves
+        self.checkpoint = folder / "checkpoint.pt"
+        self.index = index = loaders["train"].index
+        torch.manual_seed(params.seed)
+        backbone = load_backbone(params.backbone, image_size=params.image_size)
+        self.normalise = Normaliser(
+            image_size=params.image_size,
+            image_mean=tuple(backbone.default_cfg["mean"]),
+            image_std=tuple(backbone.default_cfg["std"]),
+            spectrogram_mean=index["splits"]["train"]["mean"],
+            spectrogram_std=index["splits"]["train"]["std"] or 1.0,
+        )
+        self.settings = model_settings(name, params, classes=len(index["classes"]), background=index["background"])
+        self.mining = 0.0 if index["background"] else getattr(getattr(params, name), "mining", 0.0)
+        self.device = pick_device()
+        self.model = place(create_model(name, backbone, self.settings), self.device)
+        self.trained = train_only(self.model, self.model.trained() + self.model.training_only())
+        self.optimizer = torch.optim.AdamW(self.trained, lr=params.train.learning_rate,
+                                           weight_decay=params.train.weight_decay, fused=True)
+        pairs, batch = loaders["train"].pairs, params.train.batch
+        self.steps = max(pairs // batch, 1)
+        self.scheduler = _schedule(self.optimizer, params, self.steps)
+        self.epoch, self.best, self.history = 0, {"accuracy": -1.0}, []
+
+    def run(self) -> None:
+        """All epochs, or those that a killed run left."""
+        self._resume()
+        with Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+            for scores in self.history:
+                _log(live, scores)
+            while self.epoch < self.params.train.epochs:
+                self.epoch += 1
+                scores = self._train_epoch()
+                scores["val/accuracy"] = self._validate()
+                self.history.append(scores)
+                _log(live, scores)
+                if scores["val/accuracy"] > self.best["accuracy"]:
+                    weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
+                    self.best = {"accuracy": scores["val/accuracy"], "epoch": self.epoch, "weights": weights}
+                self._save()
+
+    def _train_epoch(self) -> dict[str, float]:
+        """One pass over the training pairs; returns mean losses and the accuracy on them."""
+        model, device, train = self.model.train(), self.device, self.params.train
+        generator = torch.Generator(device).manual_seed(self.params.seed * 100_003 + self.epoch)
+        batches = self.loaders["train"].shuffled(seed=self.params.seed, epoch=self.epoch, held=train.shuffle)
+        sums, pairs, lone = torch.zeros(5, device=device), 0, torch.zeros((), device=device)
+        label = f"{self.name} epoch {self.epoch}/{train.epochs}"
+        with progress(label=label, unit="pair", total=self.steps * train.batch) as bar:
+            for step, batch in enumerate(batches, 1):
+                frames, sound, labels = self.normalise(batch, device)
+                if self.mining:
+                    sound, labels, alone = mine_background(sound, labels, self.mining, generator)
+                    lone += alone
+                output = model(frames, sound)
+                parts = losses(output, labels)
+                self.optimizer.zero_grad(set_to_none=True)
+                parts.total.backward()
+                self.optimizer.step()
+                self.scheduler.step()
+                pairs += len(labels)
+                sums += torch.stack([*(part.detach() * len(labels) for part in
+                                       (parts.total, parts.classes, parts.background, parts.contrastive)),
+                                     (output.predicted() == labels).sum()])
+                if step % 10 == 0 or step == self.steps:  # reading the sums waits for the device
+                    bar.set_postfix(loss=f"{sums[0].item() / pairs:.3f}", accuracy=f"{sums[4].item() / pairs:.3f}",
+                                    refresh=False)
+                bar.update(len(labels))
+        means = (sums / max(pairs, 1)).tolist()
+        if not math.isfinite(means[0]):
+            raise UserError(f"the loss of {self.name} is no longer finite in epoch {self.epoch}; lower "
+                            f"train.learning_rate (it is {train.learning_rate})")
+        if lone.item():
+            print(f"epoch {self.epoch}: {lone.item():.0f} pairs had no partner of another class in their batch and "
+                  "were not made background")
+        names = ("loss", "class_loss", "background_loss", "contrastive_loss", "accuracy")
+        return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+
+    def _validate(self) -> float:
+        batches = self.loaders["val"].in_order()
+        return accuracy(predict(self.model, batches, self.normalise, background=self.index["background"]))
+
+    def _save(self) -> None:
+        state = {
+            "epoch": self.epoch, "best": self.best, "history": self.history,
+            "weights": {name: tensor for name, tensor in self.model.state_dict().items()
+                        if not name.startswith("backbone.")},
+            "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
+        }
+        with atomic(self.checkpoint) as path:
+            torch.save(state, path)
+
+    def _resume(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
+        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+        self.model.load_state_dict(state["weights"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        print(f"{self.name}: goes on after epoch {self.epoch}")
+
+    def config(self) -> dict:
+        """config.json: all that is needed to load the model and to know where it comes from."""
+        kept = train_only(self.model, self.model.trained())
+        return {
+            "model": self.name,
+            "settings": self.settings,
+            "tokens": self.params.tokens,
+            "backbone": self.params.backbone,
+            "backbone_sha256": read_origin(self.params.backbone)["sha256"],
+            "image_size": self.params.image_size,
+            "normaliser": asdict(self.normalise),
+            "dataset": self.index["dataset"],
+            "classes": self.index["classes"],
+            "background": self.index["background"],
+            "spectrogram": self.index["spectrogram"],
+            "frame_size": self.index["frame_size"],
+            "trainable": count(kept),
+            "train": asdict(self.params.train),
+            "seed": self.params.seed,
+            "epoch": self.best["epoch"],
+            "val_accuracy": self.best["accuracy"],
+        }
+
+
+def _schedule(optimizer: torch.optim.Optimizer, params: Params, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    train = params.train
+    if train.schedule == "one_cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, train.learning_rate, total_steps=train.epochs * steps + 1)
+    return torch.optim.lr_scheduler.StepLR(optimizer, train.step_epochs * steps, gamma=0.1)
+
+
+def _log(live: Live, scores: dict[str, float]) -> None:
+    for name, score in scores.items():
+        live.log_metric(name, score)
+    live.next_step()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,107 @@
+"""Where unfinished work lives: .work/STAGE/FINGERPRINT, locked, continued after a kill, moved into place when whole.
+
+DVC deletes a stage's outputs before it runs the stage again, so what is to survive a kill lives elsewhere until
+it is finished.
+"""
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+
+from maavt.errors import UserError
+
+
+def project_root() -> Path:
+    """The folder of dvc.yaml: from DVC_ROOT inside a stage, else by walking up from here.
+
+    Raises UserError when there is none.
+    """
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    for folder in (here := Path.cwd(), *here.parents):
+        if (folder / "dvc.yaml").exists():
+            return folder
+    raise UserError(f"no dvc.yaml in {here} or above it; run this inside a maavt project")
+
+
+def fingerprint(*inputs) -> str:
+    """A short hash of parameters, input files (given as Path) and of the package's own code."""
+    digest = hashlib.sha256()
+    for item in inputs:
+        if isinstance(item, Path):
+            digest.update(sha256(item).encode())
+        else:
+            plain = asdict(item) if is_dataclass(item) else item
+            digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
+    package = Path(__file__).parent
+    for source in sorted(package.rglob("*.py")):
+        digest.update(str(source.relative_to(package)).encode() + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def workspace(stage: str, *inputs) -> Iterator[Path]:
+    """The locked folder .work/STAGE/FINGERPRINT of this project, kept for the next run unless the work ends well.
+
+    Raises UserError when another process holds it.
+    """
+    folder = project_root() / ".work" / stage / fingerprint(*inputs)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"process {lock.read().strip() or '?'} is already doing this work ({stage}, {folder}); "
+                "wait until it ends, or stop it, and run the same command again"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield folder
+        shutil.rmtree(folder)
+
+
+def publish(finished: Path, destination: Path) -> None:
+    """Move a finished file or folder into place, replacing what was there."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.is_dir() and not destination.is_symlink():
+        shutil.rmtree(destination)
+    os.replace(finished, destination)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; it becomes `path`, on disk, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
+    """Rows as CSV with these columns; one temporary name, then in place."""
+    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

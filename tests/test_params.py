@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maavt.errors import UserError
+from maavt.params import load_params, parse_params
+
+VALUES = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+
+
+def changed(**changes) -> dict:
+    """The project's settings with `block__key=value` changed."""
+    values = yaml.safe_load(yaml.safe_dump(VALUES))
+    for path, value in changes.items():
+        *blocks, key = path.split("__")
+        inner = values
+        for block in blocks:
+            inner = inner[block]
+        inner[key] = value
+    return values
+
+
+def test_the_committed_settings_are_sound():
+    assert parse_params(VALUES).dataset == "synth"
+
+
+def test_every_mistake_is_told_at_once_with_key_value_and_expectation():
+    with pytest.raises(UserError) as error:
+        parse_params(changed(tokenz=3, tokens="ten", train__batch=0.5, seed=-1, dataset="audioset"))
+    told = str(error.value)
+    assert told.startswith("5 mistakes in params.yaml:")
+    for line in ("tokenz: 3, but there is no such setting", "tokens: 'ten'; expected integer", "train.batch: 0.5",
+                 "seed: -1; expected greater than or equal to 0", "dataset: 'audioset'; expected 'synth'"):
+        assert line in told
+
+
+def test_a_missing_setting_is_named():
+    values = changed()
+    del values["train"]["epochs"]
+    with pytest.raises(UserError, match=r"train\.epochs: missing"):
+        parse_params(values)
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"image_size": 100}, "image_size: 100 is not a multiple of the patch size 14"),
+    ({"image_size": 112 * 14}, "more than shard.frame_size"),
+    ({"tokens": -1}, "tokens: -1"),
+    ({"tokens": 0}, "maavt.contrastive: 'blockwise' needs shared prompts"),
+    ({"backbone": "resnet50"}, "names no patch size"),
+    ({"backbone": "vit_base_patch16_224", "image_size": 112}, "weights: 'packaged' holds vit_small_patch14_dinov2"),
+    ({"models": []}, "models"),
+    ({"models": ["maavt", "maavt"]}, "names one twice"),
+    ({"synth__classes": 7}, "multiple of 2"),
+    ({"shard__spectrogram": {}}, "no recipe for the data set 'synth'"),
+])
+def test_values_that_make_no_sense_together_are_refused(changes, told):
+    with pytest.raises(UserError) as error:
+        parse_params(changed(**changes))
+    assert told in str(error.value)
+
+
+SCALARS = st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5) | st.integers()
+
+
+@given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner), max_leaves=8))
+def test_nothing_but_settings_is_taken_for_settings(values):
+    with pytest.raises(UserError):
+        parse_params(values)
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="is not YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no .*params.yaml"):
+        load_params(tmp_path / "params.yaml")
