@@ -168,11 +168,19 @@ def _choose(container: InputContainer, kind: str):
     if not streams:
         raise Rejected(f"no {kind} stream")
     usable = [s for s in streams if s.codec_context is not None]
-    if any(s.codec_context.codec_tag in ("encv", "enca", "drmi", "drms") for s in usable):
-        raise Rejected("encrypted", f"the {kind} track")
     if not usable:
         raise Rejected(f"no {kind} decoder")
-    return max(usable, key=lambda s: bool(s.disposition & av.stream.Disposition.default))  # the first of the best
+    chosen = max(usable, key=lambda s: bool(s.disposition & av.stream.Disposition.default))  # the first of the best
+    if _tag(chosen) in ("encv", "enca", "drmi", "drms"):
+        raise Rejected("encrypted", f"the {kind} track")
+    return chosen
+
+
+def _tag(stream) -> str:
+    try:
+        return stream.codec_context.codec_tag
+    except UnicodeDecodeError:  # a number, not four letters
+        return ""
 
 
 def _origin(container: InputContainer, streams) -> float:

@@ -5,7 +5,6 @@ import sys
 
 from tqdm import tqdm
 
-
 _NOWHERE = open(os.devnull, "w")  # for tqdm's own carriage returns and line ends
 
 
