@@ -27,7 +27,7 @@ from maavt.work import atomic, project_root, publish, workspace
 
 def main(arguments: list[str] | None = None) -> None:
     """Train one model and move what was trained into place."""
-    parser = argparse.ArgumentParser(prog="python -m maavt.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("maavt train", description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"

@@ -1,19 +1,16 @@
 """`maavt probe`: one verdict per file, in order, whatever the files are."""
 
-import argparse
 import json
 
 import pytest
 
-from maavt import probe
+from maavt import errors, probe
 from maavt.errors import UserError
 from tests.test_media import CLIPS, VERDICTS, grey, tone, write_clip
 
 
 def run(*arguments) -> int:
-    parser = argparse.ArgumentParser()
-    probe.add_arguments(parser)
-    return probe.run(parser.parse_args([str(argument) for argument in arguments]))
+    return errors.run(lambda: probe.main([str(argument) for argument in arguments]))
 
 
 def lines(capsys) -> list[dict]:
