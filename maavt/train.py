@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from dvclive import Live
+from scmrepo.exceptions import SCMError
 
 from maavt.adapter import save_adapter, trained_weights
 from maavt.backbone import load_backbone, read_origin
@@ -77,7 +78,12 @@ class Training:
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
         self._resume()
-        with Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+        try:
+            live = Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None)
+        except SCMError as error:
+            raise UserError(f"git: {error}; DVC needs a repository with a commit, make one here: git init && "
+                            "git add . && git commit -m start") from None
+        with live:
             for scores in self.history:
                 _log(live, scores)
             while self.epoch < self.params.train.epochs:
