@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maavt.models.maavt import Output
+from maavt.models.output import Output
 
 TEMPERATURE = 0.07
 

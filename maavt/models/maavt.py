@@ -11,6 +11,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from maavt.models.output import Output
 from maavt.models.vit import attention_scores, check_heads, embed_patches, run_block
 
 LSA_HEADS = 8
@@ -38,20 +39,6 @@ class MaavtConfig:
             raise ValueError(f"projector: {self.projector!r}; expected one of {', '.join(PROJECTOR_OUTPUTS)}")
         if self.contrastive not in ("blockwise", "final", "off"):
             raise ValueError(f"contrastive: {self.contrastive!r}; expected blockwise, final or off")
-
-
-@dataclass
-class Output:
-    """What a model says of a batch of pairs; `projections` only in training."""
-
-    logits: Tensor  # (B, C)
-    background: Tensor | None = None  # (B,) logits of the binary head
-    projections: list[tuple[Tensor, Tensor]] | None = None  # (visual, audio) per compared block, (B, P) each
-
-    def predicted(self) -> Tensor:
-        """(B,): -1 (background) where the binary head says so, else the best class."""
-        best = self.logits.argmax(-1)
-        return best if self.background is None else best.masked_fill(self.background > 0, -1)
 
 
 class Prompts(nn.Module):
