@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from maavt.models.output import Output
-from maavt.models.vit import attention_scores, check_heads, embed_patches, run_block
+from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, run_block
 
 LSA_HEADS = 8
 PROJECTOR_OUTPUTS = {"mlp": 256, "linear": 512}
@@ -92,6 +92,10 @@ class MAAVT(nn.Module):
         """Names of what is trained but discarded afterwards, and not counted: the projectors (section C)."""
         return ["visual_projectors", "audio_projectors"] if len(self.visual_projectors) else []
 
+    def set_compute_type(self, kind: torch.dtype) -> None:
+        """Keep the frozen weights in the type that they are multiplied in."""
+        self.backbone.to(kind)
+
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
         x, patches = self._tokens(frames, spectrograms)  # (2 B, N, D): visual, then audio
         shared = slice(x.shape[1] - self.config.tokens, None) if "shared" in self.prompts else None
@@ -128,8 +132,7 @@ class MAAVT(nn.Module):
     def _tokens(self, frames: Tensor, spectrograms: Tensor) -> tuple[Tensor, int]:
         """Both streams as one batch (2 B, N, D), and the number of patches."""
         kind = self.backbone.patch_embed.proj.weight.dtype
-        sound = spectrograms[:, None].expand(-1, 3, -1, -1)
-        patches = embed_patches(self.backbone, torch.cat([frames.to(kind), sound.to(kind)]))
+        patches = embed_patches(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)]))
         position = self.backbone.pos_embed[0, :1]
         made = {name: prompts() for name, prompts in self.prompts.items()}
         background = [self.background_prompt] if self.config.background else []

@@ -16,6 +16,28 @@ def embed_patches(vit: VisionTransformer, images: Tensor) -> Tensor:
     return vit.patch_embed(images) + vit.pos_embed[:, vit.num_prefix_tokens :]
 
 
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """CLS and patch tokens with their position embeddings: (B, 3, S, S) -> (B, 1 + N, D)."""
+    patches = embed_patches(vit, images)
+    cls = (vit.cls_token + vit.pos_embed[:, :1]).to(patches.dtype)
+    return torch.cat([cls.expand(len(patches), -1, -1), patches], 1)
+
+
+def as_images(spectrograms: Tensor) -> Tensor:
+    """A spectrogram as three equal channels: (B, S, S) -> (B, 3, S, S)."""
+    return spectrograms[:, None].expand(-1, 3, -1, -1)
+
+
+def attend_all(block: Block, x: Tensor) -> Tensor:
+    """What the attention of a block adds to (B, N, D)."""
+    return block.ls1(block.attn(block.norm1(x)))
+
+
+def feed_forward(block: Block, x: Tensor) -> Tensor:
+    """What the MLP of a block adds to (B, N, D)."""
+    return block.ls2(block.mlp(block.norm2(x)))
+
+
 def run_block(block: Block, x: Tensor, read: slice | None = None) -> Tensor:
     """One transformer block on (B, N, D). With `read`, only those tokens are computed, exactly: (B, read, D)."""
     if read is None:
@@ -30,7 +52,7 @@ def run_block(block: Block, x: Tensor, read: slice | None = None) -> Tensor:
     k, v = kv.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, D/H) each
     out = attend(attention.q_norm(q), attention.k_norm(k), v, fused=attention.fused_attn)
     x = x[:, read] + block.ls1(attention.proj(out.transpose(1, 2).flatten(2)))
-    return x + block.ls2(block.mlp(block.norm2(x)))
+    return x + feed_forward(block, x)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
@@ -49,10 +71,11 @@ def attention_scores(block: Block, x: Tensor, query: int) -> Tensor:
     return torch.einsum("bhd,bnhd->bhn", q * scale, k).mean(1)
 
 
-def use_fused_attention(vit: VisionTransformer, fused: bool) -> None:
+def use_fused_attention(model: nn.Module, fused: bool) -> None:
     """Choose the attention kernel of every block."""
-    for block in vit.blocks:
-        block.attn.fused_attn = fused
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.attn.fused_attn = fused
 
 
 def train_only(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
