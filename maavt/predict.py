@@ -31,7 +31,7 @@ def predict_files(options: argparse.Namespace) -> int:
     Returns 1 when a file could not be read, else 0.
     """
     model, normalise, config = load_adapter(project_root() / "data" / "models" / options.model)
-    place(model, pick_device())
+    model = place(model, pick_device()).for_inference()
     failed = 0
     for file in options.files:
         try:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from maavt.errors import UserError
 from maavt.loader import Batch
-from maavt.models.vit import use_fused_attention
 
 
 def pick_device() -> torch.device:
@@ -37,13 +36,8 @@ def compute_type(device: torch.device) -> torch.dtype:
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Put a model on the device and have it multiply in the compute type; frozen weights are kept in it.
-
-    On a CPU plain matrix products beat the fused attention kernel (1.6 x at 65 tokens in bf16); on a GPU it is the
-    other way round.
-    """
+    """Put a model on the device and have it multiply in the compute type; frozen weights are kept in it."""
     model.to(device).set_compute_type(compute_type(device))
-    use_fused_attention(model, device.type != "cpu")
     return model
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from maavt.models.lavish import LAVISH, LavishConfig
 from maavt.models.maavt import MAAVT, MaavtConfig
 from maavt.models.mbt import MBT, MbtConfig
+from maavt.models.vit import check_plain
 from maavt.params import Params
 
 MODELS = {"maavt": (MAAVT, MaavtConfig), "lavish": (LAVISH, LavishConfig), "mbt": (MBT, MbtConfig)}
@@ -20,6 +21,7 @@ def create_model(name: str, backbone: VisionTransformer, settings: dict) -> nn.M
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; expected one of {', '.join(MODELS)}")
+    check_plain(backbone)
     model, config = MODELS[name]
     return model(backbone, config(**settings))
 

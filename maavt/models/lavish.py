@@ -11,8 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from maavt.models.head import PairHead
+from maavt.models.inference import FastPatches, Linear, constant, fast_blocks
 from maavt.models.output import Output
-from maavt.models.vit import as_images, attend_all, embed, feed_forward
+from maavt.models.vit import as_images, embed, feed_forward, self_attention
 
 TABLE_7 = {192: (16, 32, False), 384: (8, 15, False), 768: (8, 2, True), 1024: (8, 2, True)}
 PLACES = ("visual_attention", "audio_attention", "visual_mlp", "audio_mlp")
@@ -126,11 +127,15 @@ class LAVISH(nn.Module):
         """Keep the frozen weights in the type that they are multiplied in."""
         self.backbone.to(kind)
 
+    def for_inference(self, kind: torch.dtype | None = None, *, pack: bool = True) -> nn.Module:
+        """A copy for inference alone, in the compute type or in another; `pack` is False for torch.compile."""
+        return LavishInference(self, kind or self.backbone.patch_embed.proj.weight.dtype, pack)
+
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
         kind = self.backbone.patch_embed.proj.weight.dtype
         x = embed(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)]))  # visual, then audio
         for number, block in enumerate(self.backbone.blocks):
-            x = x + attend_all(block, x) + self._adapt("attention", number, x, x)
+            x = x + self_attention(block, x) + self._adapt("attention", number, x, x)
             read = x if number + 1 < len(self.backbone.blocks) else x[:, :1]  # of the last block the CLS tokens alone
             x = read + feed_forward(block, read) + self._adapt("mlp", number, read, x)
         return self.head(*self.backbone.norm(x[:, 0]).chunk(2))
@@ -140,6 +145,77 @@ class LAVISH(nn.Module):
         (visual, audio), (seen, heard) = x.chunk(2), other.chunk(2)
         return torch.cat([self.adapters[f"visual_{place}"][number](visual, heard),
                           self.adapters[f"audio_{place}"][number](audio, seen)])
+
+
+class FastAdapter(nn.Module):
+    """An adapter for inference: norms, batch norms and gate folded into the matrices around them."""
+
+    def __init__(self, adapter: Adapter, kind: torch.dtype, pack: bool):
+        super().__init__()
+        before, after = adapter.norm_before, adapter.norm_after
+        down = adapter.down.dense()
+        bias = down @ before.bias  # the affine part of the norm before
+        down = down * before.weight
+        down, bias = _fold(adapter.batch_norm_down, down, bias)
+        up, up_bias = _fold(adapter.batch_norm_up, adapter.up.dense(), None)
+        self.shape, self.eps = before.normalized_shape, before.eps
+        self.layers = nn.ModuleList([
+            Linear(down, bias, kind, pack),
+            *(Linear(layer.dense(), None, kind, pack) for layer in adapter.deeper),
+            Linear(up, up_bias, kind, pack),
+        ])
+        for name, tensor in (("latents", adapter.latents), ("gate_gathered", adapter.gate_gathered),
+                             ("gate_latents", adapter.gate_latents), ("weight", adapter.gate * after.weight),
+                             ("bias", adapter.gate * after.bias)):
+            self.register_buffer(name, tensor.detach().to(kind), persistent=False)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        """What is added to (B, N, D), from the other stream (B, M, D)."""
+        latents = torch.matmul(other, self.latents.T).mT.softmax(-1) @ other  # (B, T, D)
+        latents = torch.addcmul(self.latents, self.gate_gathered, latents)
+        x = torch.addcmul(x, self.gate_latents, (x @ latents.mT).softmax(-1) @ latents)
+        x = F.layer_norm(x, self.shape, eps=self.eps)
+        for layer in self.layers[:-1]:
+            x = layer(x).relu_()
+        return F.layer_norm(self.layers[-1](x), self.shape, self.weight, self.bias, self.eps)
+
+
+class LavishInference(nn.Module):
+    """LAVISH for inference: both streams in one pass through the ViT; of the last block, whose attention the adapters
+    look at, only the MLP is computed for the CLS tokens alone."""
+
+    def __init__(self, model: LAVISH, kind: torch.dtype, pack: bool):
+        super().__init__()
+        vit = model.backbone
+        self.see, self.hear = FastPatches(vit, kind, pack, channels=3), FastPatches(vit, kind, pack, channels=1)
+        self.blocks, self.norm = fast_blocks(vit, kind, pack, shorten=False), constant(vit.norm, kind)
+        self.adapters = nn.ModuleDict({
+            place: nn.ModuleList(FastAdapter(adapter, kind, pack) for adapter in model.adapters[place])
+            for place in PLACES
+        })
+        self.register_buffer("cls", (vit.cls_token + vit.pos_embed[:, :1]).detach().to(kind), persistent=False)
+        self.head = constant(model.head, torch.float32)
+
+    def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
+        x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            x = block.attention(x).add_(x).add_(self._adapt("attention", number, x, x))
+            read = x if number < last else x[:, :1]
+            x = block.mlp(read).add_(read).add_(self._adapt("mlp", number, read, x))
+        return self.head(*self.norm(x[:, 0]).chunk(2))
+
+    _adapt = LAVISH._adapt
+
+
+def _fold(norm: nn.BatchNorm1d | None, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A matrix (outputs, inputs) and its bias with the batch norm after it folded in, as it evaluates."""
+    if norm is None:
+        return weight, bias
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    bias = torch.zeros_like(scale) if bias is None else bias
+    return weight * scale[:, None], (bias - norm.running_mean) * scale + norm.bias
 
 
 def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.output import Output
 from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, run_block
 
@@ -96,6 +97,10 @@ class MAAVT(nn.Module):
         """Keep the frozen weights in the type that they are multiplied in."""
         self.backbone.to(kind)
 
+    def for_inference(self, kind: torch.dtype | None = None, *, pack: bool = True) -> nn.Module:
+        """A copy for inference alone, in the compute type or in another; `pack` is False for torch.compile."""
+        return MaavtInference(self, kind or self.backbone.patch_embed.proj.weight.dtype, pack)
+
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
         x, patches = self._tokens(frames, spectrograms)  # (2 B, N, D): visual, then audio
         shared = slice(x.shape[1] - self.config.tokens, None) if "shared" in self.prompts else None
@@ -125,7 +130,7 @@ class MAAVT(nn.Module):
         x, patches = self._tokens(frames, spectrograms)
         *blocks, last = self.backbone.blocks
         for block in blocks:
-            x = block(x)
+            x = run_block(block, x)
         scores = attention_scores(last, x, query=0)[:, 1 : 1 + patches].float()
         return tuple(scores.softmax(-1).chunk(2))
 
@@ -133,21 +138,49 @@ class MAAVT(nn.Module):
         """Both streams as one batch (2 B, N, D), and the number of patches."""
         kind = self.backbone.patch_embed.proj.weight.dtype
         patches = embed_patches(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)]))
+        learned = self.learned_tokens().to(kind).repeat_interleave(len(frames), 0)  # (2 B, 1 + M, D)
+        return torch.cat([learned[:, :1], patches, learned[:, 1:]], 1), patches.shape[1]
+
+    def learned_tokens(self) -> Tensor:
+        """All tokens but the patches, of the visual and the audio stream, class prompt first: (2, 1 + M, D)."""
         position = self.backbone.pos_embed[0, :1]
         made = {name: prompts() for name, prompts in self.prompts.items()}
         background = [self.background_prompt] if self.config.background else []
-        learned = [  # all but the patches, (1 + M, D) per stream
+        return torch.stack([
             torch.cat([self.class_prompt + position, *background, *(made[g] for g in (stream, "shared") if g in made)])
             for stream in ("visual", "audio")
-        ]
-        learned = torch.stack(learned).to(kind).repeat_interleave(len(frames), 0)  # (2 B, 1 + M, D)
-        return torch.cat([learned[:, :1], patches, learned[:, 1:]], 1), patches.shape[1]
+        ])
 
     def _project(self, block: int, shared: Tensor) -> tuple[Tensor, Tensor]:
         """The mean shared prompt of each stream through the block's projectors, of length 1: (B, P) each."""
         visual, audio = shared.float().mean(1).chunk(2)
         return (nn.functional.normalize(self.visual_projectors[block](visual), dim=-1),
                 nn.functional.normalize(self.audio_projectors[block](audio), dim=-1))
+
+
+class MaavtInference(nn.Module):
+    """MA-AVT for inference: prompts with their attention folded into constants, projectors gone, both streams in one
+    pass whose last block is computed for the class and background tokens alone."""
+
+    def __init__(self, model: MAAVT, kind: torch.dtype, pack: bool):
+        super().__init__()
+        vit, self.background = model.backbone, model.config.background
+        self.see, self.hear = FastPatches(vit, kind, pack, channels=3), FastPatches(vit, kind, pack, channels=1)
+        self.blocks, self.norm = fast_blocks(vit, kind, pack), constant(vit.norm, kind)
+        self.register_buffer("learned", model.learned_tokens().detach().to(kind), persistent=False)  # (2, 1 + M, D)
+        self.head = constant(model.head, torch.float32)
+        self.background_head = constant(model.background_head, torch.float32) if self.background else None
+
+    def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
+        read = 1 + self.background
+        x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])  # (2 B, N, D)
+        learned = self.learned.repeat_interleave(len(frames), 0)
+        x = torch.cat([learned, x], 1)  # what is read first; attention does not see the order
+        for block in self.blocks:
+            x = block(x, read if block.last else None)
+        summary = torch.cat(self.norm(x).float().chunk(2), -1)  # (B, read, 2 D)
+        return Output(self.head(summary[:, 0]),
+                      self.background_head(summary[:, 1])[:, 0] if self.background else None)
 
 
 def _projector(kind: str, width: int) -> nn.Module:

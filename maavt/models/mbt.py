@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from maavt.models.head import PairHead
+from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.output import Output
 from maavt.models.vit import as_images, embed, run_block
 
@@ -64,6 +65,10 @@ class MBT(nn.Module):
         """Multiply in this type from now on; the weights stay in float32, since all of them are trained."""
         self.compute_type = kind
 
+    def for_inference(self, kind: torch.dtype | None = None, *, pack: bool = True) -> nn.Module:
+        """A copy for inference alone, in the compute type or in another; `pack` is False for torch.compile."""
+        return MbtInference(self, kind or self.compute_type, pack)
+
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
         narrow = self.compute_type != torch.float32
         with torch.autocast(frames.device.type, self.compute_type) if narrow else nullcontext():
@@ -85,3 +90,36 @@ class MBT(nn.Module):
                 shared = (visual[:, own:] + audio[:, own:]) / 2  # equation 9: the mean of both updates
                 visual, audio = torch.cat([visual[:, :own], shared], 1), torch.cat([audio[:, :own], shared], 1)
         return self.visual.norm(visual[:, 0]), self.audio.norm(audio[:, 0])
+
+
+class MbtInference(nn.Module):
+    """MBT for inference: weights in the compute type once, the last block for the CLS tokens alone."""
+
+    def __init__(self, model: MBT, kind: torch.dtype, pack: bool):
+        super().__init__()
+        self.fusion_layer, streams = model.fusion_layer, (model.visual, model.audio)
+        self.patches = nn.ModuleList(FastPatches(vit, kind, pack, channels)
+                                     for vit, channels in zip(streams, (3, 1), strict=True))
+        self.blocks = nn.ModuleList(fast_blocks(vit, kind, pack) for vit in streams)
+        self.norms = nn.ModuleList(constant(vit.norm, kind) for vit in streams)
+        cls = torch.cat([vit.cls_token + vit.pos_embed[:, :1] for vit in streams])
+        self.register_buffer("cls", cls.detach().to(kind), persistent=False)  # (2, 1, D)
+        self.register_buffer("bottlenecks", model.bottlenecks.detach().to(kind), persistent=False)
+        self.head = constant(model.head, torch.float32)
+
+    def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
+        visual, audio = (torch.cat([cls.expand(len(frames), -1, -1), patches(x)], 1)
+                         for cls, patches, x in zip(self.cls, self.patches, (frames, spectrograms[:, None]),
+                                                    strict=True))
+        depth, own = len(self.blocks[0]), visual.shape[1]
+        enters = self.fusion_layer if self.fusion_layer < depth else 0
+        for number, (see, hear) in enumerate(zip(*self.blocks, strict=True)):
+            if number == enters:
+                shared = self.bottlenecks.expand(len(frames), -1, -1)
+                visual, audio = torch.cat([visual, shared], 1), torch.cat([audio, shared], 1)
+            read = 1 if see.last else None
+            visual, audio = see(visual, read), hear(audio, read)
+            if self.fusion_layer <= number < depth - 1:
+                shared = (visual[:, own:] + audio[:, own:]) / 2
+                visual[:, own:], audio[:, own:] = shared, shared
+        return self.head(*(norm(x[:, 0]) for norm, x in zip(self.norms, (visual, audio), strict=True)))
