@@ -1,30 +1,41 @@
-"""The `maavt` command: what is done with files of one's own, outside the graph of stages."""
+"""The `maavt` command: runs the main() of one module of the package.
 
-import argparse
+Stages are run through it too (`python -m maavt.cli train`), so that a Ctrl-C while torch still loads is one line.
+"""
+
+import importlib
 import sys
 
-from maavt import errors
+from maavt.errors import UsageError, run
+
+COMMANDS = {
+    "download": "stage: a source -> clips",
+    "backbone": "stage: the frozen Vision Transformer's weights",
+    "shard": "stage: clips -> WebDataset tars",
+    "train": "stage: shards and backbone -> a trained model",
+    "evaluate": "stage: a trained model on the test split",
+    "benchmark": "stage: parameters and samples per second",
+    "report": "stage: one page that shows the result",
+    "probe": "say of media files whether they can be used, as JSON",
+    "predict": "print the classes of clips, second by second, as JSON",
+}
 
 
 def main() -> None:
-    """Run a subcommand. Exit code 0 done, 1 failed, 2 wrong usage."""
-    sys.exit(errors.run(_main))
+    """Run a command and exit: 0 done, 1 failed, 2 wrong usage."""
+    sys.exit(run(lambda: command(sys.argv[1:])))
 
 
-def _main() -> int:
-    from maavt import predict, probe
-
-    parser = argparse.ArgumentParser(prog="maavt", description="Audio-visual recognition. The stages from videos to a "
-                                     "measured model are run with `dvc repro`.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    probing = commands.add_parser("probe", help="say of media files whether they can be used")
-    probe.add_arguments(probing)
-    probing.set_defaults(command=probe.run)
-    predicting = commands.add_parser("predict", help="print the classes of clips as JSON")
-    predict.add_arguments(predicting)
-    predicting.set_defaults(command=predict.predict_files)
-    options = parser.parse_args()
-    return options.command(options)
+def command(arguments: list[str]) -> int | None:
+    """Run one command, given with its own arguments."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+        print(f"usage: maavt COMMAND [OPTIONS]\n\n{lines}\n\nmaavt COMMAND --help says more of one.")
+        return 0 if arguments else 2
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}; expected one of {', '.join(COMMANDS)}")
+    return importlib.import_module(f"maavt.{name}").main(rest)
 
 
 if __name__ == "__main__":

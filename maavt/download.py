@@ -1,5 +1,6 @@
 """Stage download: a source -> data/raw/DATASET with the clips, clips.csv and classes.json."""
 
+import argparse
 import sys
 
 from maavt.clips import write_manifest
@@ -9,8 +10,9 @@ from maavt.sources import SOURCES
 from maavt.work import project_root, publish, workspace
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Fetch or make what is missing, then move the whole folder into place."""
+    argparse.ArgumentParser("maavt download", description=__doc__).parse_args(arguments)
     params = load_params()
     source = SOURCES[params.dataset]
     settings = getattr(params, params.dataset, None)

@@ -22,7 +22,7 @@ from maavt.work import atomic, project_root, write_table
 
 def main(arguments: list[str] | None = None) -> None:
     """Score one model with both modalities and with either one alone."""
-    parser = argparse.ArgumentParser(prog="python -m maavt.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("maavt evaluate", description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"

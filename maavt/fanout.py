@@ -14,27 +14,18 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from typing import Any
 
-from maavt.errors import UserError
 from maavt.media import Rejected
+from maavt.work import default_workers
 
-IN_FLIGHT = 4  # items per worker that are being worked on, or done and waiting for their turn
+IN_FLIGHT = 16  # items per worker that are being worked on, or done and waiting behind one that takes long
 FAILED_STARTS = 10  # in a row, after which no further worker is started
 
 _spawn = multiprocessing.get_context("spawn")  # a forked copy of a process with threads (torch, FFmpeg) may hang
-
-
-def default_workers() -> int:
-    """MAAVT_WORKERS, or one worker per CPU core. Raises UserError for anything but a positive whole number."""
-    text = os.environ.get("MAAVT_WORKERS", "").strip()
-    if not text:
-        return os.cpu_count() or 1
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"MAAVT_WORKERS={text!r}: expected a positive whole number; set it to one, or unset it")
-    return int(text)
 
 
 def fan_out(
@@ -156,14 +147,10 @@ class _Crew:
         resource_tracker.ensure_running()  # else start() does it, and that unblocks SIGINT
         process = _spawn.Process(target=_work, args=(theirs, self.function, self.time_limit), daemon=True,
                                  name="maavt worker")
-        # The worker inherits the blocked signal, so that a Ctrl-C never finds it unprepared.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _uninterrupted():
             process.start()
             self.workers.append(_Worker(process, ours))
-        finally:
             theirs.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _bury(self, worker: _Worker, label: Callable[[Any], str]) -> None:
         """Remove a dead worker, and reject what it had in hand."""
@@ -187,6 +174,25 @@ class _Crew:
             worker.process.kill()
         while self.workers:
             _end(self.workers.pop())
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back what would leave a process half started, and let those started here never know Ctrl-C."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by processes
+    held, handlers = [], {}
+    if threading.current_thread() is threading.main_thread():  # where handlers run, also for signals to other threads
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, lambda *call: held.append(call))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, frame in held:
+            handlers[number](number, frame)
 
 
 def _end(worker: _Worker) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from dvclive import Live
+from scmrepo.exceptions import SCMError
 from timm.models.vision_transformer import VisionTransformer
 
 from maavt.adapter import save_adapter, trained_weights
@@ -28,7 +29,7 @@ from maavt.work import atomic, project_root, publish, workspace
 
 def main(arguments: list[str] | None = None) -> None:
     """Train one model and move what was trained into place."""
-    parser = argparse.ArgumentParser(prog="python -m maavt.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("maavt train", description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"
@@ -78,7 +79,12 @@ class Training:
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
         self._resume()
-        with Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+        try:
+            live = Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None)
+        except SCMError as error:
+            raise UserError(f"git: {error}; DVC needs a repository with a commit, make one here: git init && "
+                            "git add . && git commit -m start") from None
+        with live:
             for scores in self.history:
                 _log(live, scores)
             while self.epoch < self.params.train.epochs:
