@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"
     model, normalise, config = load_adapter(data / "models" / name)
-    place(model, pick_device())
+    model = place(model, pick_device()).for_inference()
     loader = Loader(shards_of(params.dataset), "test", batch=params.train.batch, image_size=params.image_size,
                     augment=config["augment"])
     blank = torch.tensor(loader.index["splits"]["train"]["frame_mean"])

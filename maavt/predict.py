@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt", help="which trained model to ask")
     options = parser.parse_args(arguments)
     model, normalise, config = load_adapter(project_root() / "data" / "models" / options.model)
-    place(model, pick_device())
+    model = place(model, pick_device()).for_inference()
     failed = 0
     for file in options.files:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from dvclive import Live
 from scmrepo.exceptions import SCMError
+from timm.models.vision_transformer import VisionTransformer
 
 from maavt.adapter import save_adapter, trained_weights
 from maavt.backbone import load_backbone, read_origin
@@ -69,8 +70,8 @@ class Training:
         self.mining = 0.0 if index["background"] else getattr(getattr(params, name), "mining", 0.0)
         self.device = pick_device()
         self.model = place(create_model(name, backbone, self.settings), self.device)
-        self.trained = train_only(self.model, self.model.trained() + self.model.training_only())
-        self.optimizer = torch.optim.AdamW(self.trained, lr=params.train.learning_rate,
+        train_only(self.model, self.model.trained() + self.model.training_only())
+        self.optimizer = torch.optim.AdamW(_groups(self.model, name, params),
                                            weight_decay=params.train.weight_decay, fused=True)
         self.steps = loaders["train"].steps()
         self.scheduler = _schedule(self.optimizer, params, self.steps)
@@ -184,10 +185,22 @@ class Training:
         }
 
 
+def _groups(model: torch.nn.Module, name: str, params: Params) -> list[dict]:
+    """What is trained, with its learning rate: a tuned ViT (MBT) needs a smaller one than what begins anew."""
+    rate = params.train.learning_rate
+    own = rate * getattr(getattr(params, name), "encoder_rate", 1.0)
+    tuned = [p for part in model.children() if isinstance(part, VisionTransformer) for p in part.parameters()]
+    held = {id(parameter) for parameter in tuned}
+    fresh = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
+    tuned = [parameter for parameter in tuned if parameter.requires_grad]
+    return [{"params": fresh, "lr": rate}] + ([{"params": tuned, "lr": own}] if tuned else [])
+
+
 def _schedule(optimizer: torch.optim.Optimizer, params: Params, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     train = params.train
     if train.schedule == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, train.learning_rate, total_steps=train.epochs * steps + 1)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=train.epochs * steps + 1)
     return torch.optim.lr_scheduler.StepLR(optimizer, train.step_epochs * steps, gamma=0.1)
 
 
