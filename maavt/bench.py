@@ -186,7 +186,7 @@ def load_usual_way(path: Path, *, bins: int, shift_ms: float) -> int:
 
 
 def load_our_way(folder: Path) -> int:
-    """All samples of the training split, from shards to batches."""
+    """All samples of one split, shuffled, from shards to batches."""
     from maavt.loader import Loader
 
     os.environ["MAAVT_WORKERS"] = "1"
@@ -194,7 +194,7 @@ def load_our_way(folder: Path) -> int:
     for epoch in range(PASSES):
         for _ in loader.shuffled(seed=0, epoch=epoch, held=100):
             pass
-    return PASSES * loader.steps() * 32 // SECONDS
+    return PASSES * min(loader.steps() * 32, loader.pairs) // SECONDS
 
 
 def _banks(path: Path, bins: int, shift_ms: float) -> list[np.ndarray]:
