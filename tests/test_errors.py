@@ -34,7 +34,8 @@ def test_what_goes_well_is_silent(capsys):
 
 
 def test_a_reader_who_has_seen_enough_is_no_error():
-    code = "import sys\nfrom maavt.errors import run\ndef main():\n for _ in range(99999): print('line')\nsys.exit(run(main))"
+    code = "import sys\nfrom maavt.errors import run\ndef main():\n for _ in range(99999): print('line')\n" \
+           "sys.exit(run(main))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.stdout.close()
