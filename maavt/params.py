@@ -110,8 +110,10 @@ class Benchmark:
 
     backbones: Annotated[tuple[str, ...], Field(min_length=1)]
     image_size: Count
-    batch: Count
+    batches: Annotated[tuple[Count, ...], Field(min_length=1)]
     rounds: Count
+    budget_seconds: Annotated[float, Field(gt=0)]
+    compile: bool
 
 
 @settings

@@ -17,7 +17,7 @@ TINY = {
     "synth": {"classes": 4, "train": 10, "val": 4, "test": 4, "size": 48, "fps": 2},
     "shard": {"frame_size": 48, "clips_per_shard": 4},
     "train": {"epochs": 2, "batch": 16, "shuffle": 40},
-    "benchmark": {"backbones": ["vit_tiny_patch16_224"], "image_size": 32, "batch": 2, "rounds": 1},
+    "benchmark": {"backbones": ["vit_tiny_patch16_224"], "image_size": 32, "batches": [2], "rounds": 1},
 }
 
 
