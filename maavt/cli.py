@@ -12,7 +12,7 @@ def main() -> None:
 
 
 def _main() -> int:
-    from maavt import predict, probe
+    from maavt import listing, predict, probe
 
     parser = argparse.ArgumentParser(prog="maavt", description="Audio-visual recognition. The stages from videos to a "
                                      "measured model are run with `dvc repro`.")
@@ -23,6 +23,9 @@ def _main() -> int:
     predicting = commands.add_parser("predict", help="print the classes of clips as JSON")
     predict.add_arguments(predicting)
     predicting.set_defaults(command=predict.predict_files)
+    manifest = commands.add_parser("clips", help="print the manifest of a data set, without downloading it")
+    listing.add_arguments(manifest)
+    manifest.set_defaults(command=listing.run)
     options = parser.parse_args()
     return options.command(options)
 
