@@ -34,7 +34,7 @@ for name, value in {
 import httpx  # noqa: E402
 from prefect import flow, get_run_logger, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings  # noqa: E402
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, get_current_settings, temporary_settings  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 
 from maavt import errors  # noqa: E402
@@ -122,14 +122,15 @@ def only_run(project: Path) -> Iterator[int]:
         yield lock.fileno()
 
 
-def stages(project: Path) -> list[str]:
-    """The addresses of the project's stages, each after those it depends on. Raises DvcException."""
+def graph(project: Path) -> tuple[list[str], str | None]:
+    """The stages' addresses, each after those it depends on, and the default remote. Raises DvcException."""
     from dvc.repo import Repo
     from dvc.repo.reproduce import plan_repro
 
     with Repo(str(project)) as repo:
-        found = [stage for stage in plan_repro(repo.index.graph) if stage.cmd]
-        return [s.name if s.path_in_repo == "dvc.yaml" else f"{s.path_in_repo}:{s.name}" for s in found]
+        stages = [stage for stage in plan_repro(repo.index.graph) if stage.cmd]
+        names = [s.name if s.path_in_repo == "dvc.yaml" else f"{s.path_in_repo}:{s.name}" for s in stages]
+        return names, repo.config["core"].get("remote")
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
@@ -139,7 +140,7 @@ def reproduce(stage: str, project: Path, lock: int):
     if code == 0:
         return None
     if "Unable to acquire lock" in tail or "being blocked by" in tail:
-        return Failed(message=f"stage {stage} was not run: another dvc command is at work in {project}")
+        return Failed(message=f"stage {stage} was not run: another dvc command works in {project}")
     # dvc itself ends with 255 whatever the stage ended with
     own = re.findall(r"exited with (-?\d+)", tail)
     return Failed(message=f"stage {stage} failed with exit code {own[-1] if own else code}")
@@ -160,18 +161,17 @@ def pipeline(project: Path = PROJECT, push: bool = False, retries: int = 0):
     waits. A run that is cancelled or killed stops its stage.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     project = project.resolve()
     if not (project / ".dvc").is_dir():
         return Failed(message=f"{project} is not a DVC project: it has no folder .dvc")
     with only_run(project) as lock:
         try:
-            names = stages(project)
-            remote = Repo(str(project)).config["core"].get("remote")
+            stages, remote = graph(project)
         except DvcException as error:
-            return Failed(message=f"dvc cannot read the graph of {project}: {error}")
-        for stage in names:
+            run([sys.executable, "-m", "dvc", "stage", "list"], project, lock)  # shows the lines at fault
+            return Failed(message=f"dvc cannot read the stages of {project}: {error}")
+        for stage in stages:
             step = reproduce.with_options(name=stage, retries=retries)
             state = step(stage, project, lock, return_state=True)
             if not state.is_completed():
@@ -179,7 +179,9 @@ def pipeline(project: Path = PROJECT, push: bool = False, retries: int = 0):
         if push and not remote:
             get_run_logger().warning("nothing was pushed: %s has no default dvc remote", project)
         elif push:
-            push_cache(project, lock)
+            state = push_cache(project, lock, return_state=True)
+            if not state.is_completed():
+                return Failed(message=state.message)
     return None
 
 
@@ -201,7 +203,7 @@ def temporary_server():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     app = ["--factory", "prefect.server.api.server:create_app", "--port", str(port), "--log-level", "error"]
-    environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1"}
+    environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "0"}
     with guarded([sys.executable, "-m", "uvicorn", *app], env=environment) as server:
         url = f"http://127.0.0.1:{port}/api"
         limit = get_current_settings().server.ephemeral.startup_timeout_seconds
@@ -210,7 +212,7 @@ def temporary_server():
             if server.poll() is not None or time.monotonic() > end:
                 raise UserError(f"no Prefect server could be started within {limit} s")
             time.sleep(0.2)
-        with temporary_settings({PREFECT_API_URL: url}):
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_UI_URL: ""}):  # it serves no pages
             yield
 
 

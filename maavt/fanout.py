@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from typing import Any
@@ -156,14 +157,10 @@ class _Crew:
         resource_tracker.ensure_running()  # else start() does it, and that unblocks SIGINT
         process = _spawn.Process(target=_work, args=(theirs, self.function, self.time_limit), daemon=True,
                                  name="maavt worker")
-        # The worker inherits the blocked signal, so that a Ctrl-C never finds it unprepared.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _uninterrupted():
             process.start()
             self.workers.append(_Worker(process, ours))
-        finally:
             theirs.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _bury(self, worker: _Worker, label: Callable[[Any], str]) -> None:
         """Remove a dead worker, and reject what it had in hand."""
@@ -187,6 +184,25 @@ class _Crew:
             worker.process.kill()
         while self.workers:
             _end(self.workers.pop())
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back what would leave a process half started, and let those started here never know Ctrl-C."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by processes
+    held, handlers = [], {}
+    if threading.current_thread() is threading.main_thread():  # where handlers run, also for signals to other threads
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, lambda *call: held.append(call))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, frame in held:
+            handlers[number](number, frame)
 
 
 def _end(worker: _Worker) -> int:

@@ -3,7 +3,6 @@
 B pairs, S image size, T frames and F bins of a spectrogram.
 """
 
-import hashlib
 import io
 import json
 import random
@@ -15,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.io import ImageReadMode, decode_jpeg
+from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from maavt.clips import BACKGROUND
 from maavt.errors import UserError
-from maavt.fanout import default_workers
+from maavt.work import default_workers, sha256
 
 BACKGROUND_LABEL = -1
 
@@ -57,6 +56,7 @@ class Loader:
         self.shards = [name for name in self.index["shards"] if name.startswith(f"{split}/")]
         self.classes = {label: number for number, label in enumerate(self.index["classes"])}
         self.classes[BACKGROUND] = BACKGROUND_LABEL
+        self.verified: set[str] = set()
         recipe = self.index["spectrogram"]
         self.pairs = self.index["splits"][split]["samples"] * (recipe["clip_seconds"] // recipe["seconds"])
 
@@ -81,8 +81,20 @@ class Loader:
 
     def _read(self, names: list[str]) -> Iterator[_Pair]:
         for name in names:
-            for sample in read_shard(self.folder / name, self.index["shards"][name]):
+            self._verify(name)
+            for sample in read_shard(self.folder / name):
                 yield from self._pairs(sample)
+
+    def _verify(self, name: str) -> None:
+        """Hash a shard before it is read for the first time: a damaged one is never half used."""
+        if name in self.verified:
+            return
+        path, advice = self.folder / name, "run the shard stage again (dvc repro -f shard)"
+        if not path.exists():
+            raise UserError(f"no shard {path}, which index.json names; {advice}")
+        if sha256(path) != self.index["shards"][name]["sha256"]:
+            raise UserError(f"the shard {path} is not the one that index.json describes (damaged or cut); {advice}")
+        self.verified.add(name)
 
     def _pairs(self, sample: dict) -> Iterator[_Pair]:
         spectrograms = np.load(io.BytesIO(sample["spectrogram.npy"]), allow_pickle=False)
@@ -111,11 +123,12 @@ class Loader:
 
     def _decode(self, pairs: list[_Pair], corners: list[tuple[int, int]]) -> Batch:
         size = self.image_size
-        pixels = [decode_jpeg(torch.frombuffer(bytearray(pair.jpeg), dtype=torch.uint8), ImageReadMode.RGB)
-                  for pair in pairs]
+        pixels = np.stack([
+            np.asarray(Image.open(io.BytesIO(pair.jpeg)).convert("RGB"))[y : y + size, x : x + size]
+            for pair, (y, x) in zip(pairs, corners, strict=True)
+        ])
         tensors = (
-            torch.stack([image[:, y : y + size, x : x + size]
-                         for image, (y, x) in zip(pixels, corners, strict=True)]),
+            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
             torch.from_numpy(np.stack([pair.spectrogram for pair in pairs])),
             torch.tensor([pair.label for pair in pairs]),
         )
@@ -132,42 +145,10 @@ def read_index(folder: Path) -> dict:
         raise UserError(f"no {folder / 'index.json'}; run the shard stage first (dvc repro shard)") from None
 
 
-def read_shard(path: Path, expected: dict) -> Iterator[dict]:
-    """The samples of one shard as raw bytes, {'__key__': ..., 'json': ..., ...}.
-
-    Raises UserError when its bytes are not those that the index (`expected`) says.
-    """
-    wrong = UserError(f"the shard {path} is not the one that index.json describes (damaged or cut short); "
-                      "remove it and run the shard stage again (dvc repro -f shard)")
-    try:
-        with open(path, "rb") as file:
-            stream = _Hashing(file)
-            yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}], eof_value=None))
-            while stream.read(1 << 20):
-                pass
-    except FileNotFoundError:
-        raise UserError(f"no shard {path}, which index.json names; run the shard stage again (dvc repro -f shard)"
-                        ) from None
-    except (ValueError, EOFError, OSError) as error:
-        raise wrong from error
-    except Exception as error:  # tarfile's own errors
-        if type(error).__module__ == "tarfile":
-            raise wrong from error
-        raise
-    if stream.digest.hexdigest() != expected["sha256"]:
-        raise wrong
-
-
-class _Hashing(io.RawIOBase):
-    """A file that is hashed while it is read from front to back."""
-
-    def __init__(self, file):
-        self.file, self.digest = file, hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
-        self.digest.update(data)
-        return data
+def read_shard(path: Path) -> Iterator[dict]:
+    """The samples of one shard as raw bytes, {'__key__': ..., 'json': ..., ...}."""
+    with open(path, "rb") as file:
+        yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": file}], eof_value=None))
 
 
 def _shuffle(pairs: Iterable[_Pair], held: int, rng: random.Random) -> Iterator[_Pair]:

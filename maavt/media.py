@@ -11,12 +11,13 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.reformatter import ColorRange, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 REASONS = {
     "missing file": "there is no such file",
@@ -43,7 +44,7 @@ MAX_ASPECT = 16  # long side over short side, as displayed
 MAX_RATE = 768_000  # samples per second
 MAX_PACKETS = 1_000_000  # read from one file: ten hours of video, or a file that never ends
 MAX_FRAMES = 200_000  # pictures decoded from one file: two hours at 30 per second, when it cannot be sought in
-MAX_LAG = 10.0  # seconds by which one track may be stored behind the other
+MAX_LAG = 60.0  # seconds by which one track may be stored behind the other, or a picture stand still
 SEEK_FROM = 10.0  # seconds: a clip that starts later is sought
 PREROLL = 2.0  # seconds decoded ahead of a sought clip, so that decoders have settled and both tracks are there
 MAX_JITTER = 0.1  # seconds by which a sound's time may differ from the end of the sound before without a gap
@@ -137,9 +138,7 @@ def _read(path: str | os.PathLike, seconds: int, frame_size: int, start: float, 
     try:  # "file:", lest a colon in a name be taken for a protocol
         container = av.open(f"file:{os.fspath(Path(path).absolute())}", metadata_errors="ignore",
                             container_options={"protocol_whitelist": "file"})
-    except MemoryError:
-        raise
-    except Exception as error:
+    except Exception as error:  # even a MemoryError: it is a broken header that asks for so much
         raise Rejected("not media", str(error)) from None
     with container:
         if container.format.name in PLAYLISTS:
@@ -171,7 +170,7 @@ def _choose(container: InputContainer, kind: str):
     if not usable:
         raise Rejected(f"no {kind} decoder")
     chosen = max(usable, key=lambda s: bool(s.disposition & av.stream.Disposition.default))  # the first of the best
-    if _tag(chosen) in ("encv", "enca", "drmi", "drms"):
+    if _tag(chosen) in ("encv", "enca", "drmi", "drms"):  # else each packet says so
         raise Rejected("encrypted", f"the {kind} track")
     return chosen
 
@@ -224,6 +223,8 @@ def _packets(container: InputContainer, *streams) -> Iterator[av.Packet]:
             raise
         except Exception:  # StopIteration at the end of the file, or an error of a file cut off: keep what there is
             return
+        if packet.has_sidedata("encryption_info"):
+            raise Rejected("encrypted", f"the {packet.stream.type} track")
         if packet.size:
             yield packet
 
@@ -349,7 +350,8 @@ class _Sound:
         """(seconds * rate,) float32, after the last packet."""
         waveform = np.zeros(self.seconds * rate, np.float32)
         for stretch in self.stretches:
-            samples = _resample(np.concatenate(stretch.chunks), stretch.rate, rate)
+            samples = np.nan_to_num(np.concatenate(stretch.chunks)).clip(-1, 1)
+            samples = _resample(samples, stretch.rate, rate)
             begin = round(stretch.begin * rate)
             samples = samples[max(-begin, 0):][:max(len(waveform) - max(begin, 0), 0)]
             waveform[max(begin, 0):max(begin, 0) + len(samples)] = samples
@@ -380,7 +382,12 @@ def _to_rgb(frame: av.VideoFrame, stream, size: int) -> av.VideoFrame:
     _check_size(width, frame.height)
     scale = size / min(width, frame.height)
     width, height = max(round(width * scale), size), max(round(frame.height * scale), size)
-    return frame.reformat(width, height, "rgb24", interpolation=SCALING, dst_color_range=ColorRange.JPEG, threads=1)
+    target = {"width": width, "height": height, "format": "rgb24", "interpolation": SCALING,
+              "dst_color_range": ColorRange.JPEG, "threads": 1}
+    try:
+        return frame.reformat(**target)
+    except OSError:  # a colour matrix that swscale does not know, or that is none
+        return frame.reformat(**target, src_colorspace=Colorspace.ITU709, dst_colorspace=Colorspace.ITU709)
 
 
 def _centre(image: np.ndarray, size: int) -> np.ndarray:
@@ -411,20 +418,25 @@ def _upright(image: np.ndarray, matrix: list[int]) -> np.ndarray:
 
 def _to_mono(frame: av.AudioFrame) -> np.ndarray:
     """(samples,) float32, nominally in [-1, 1], from any sample format and layout."""
-    if frame.format.name.startswith("s64"):  # the only format that PyAV does not hand to NumPy
-        (frame,) = av.AudioResampler("dblp").resample(frame)
-    samples = frame.to_ndarray()  # (channels, samples), or packed: (1, samples * channels)
-    channels = [channel.name for channel in frame.layout.channels]
+    channels = tuple(channel.name for channel in frame.layout.channels)
+    if len(channels) >= 8 and frame.format.is_planar or frame.format.name.startswith("s64"):
+        (frame,) = av.AudioResampler("flt").resample(frame)  # PyAV reads beyond eight planes, and knows no s64
+    stored = frame.to_ndarray()  # (channels, samples), or packed: (1, samples * channels)
     if not frame.format.is_planar:
-        samples = samples.reshape(-1, len(channels)).T
-    if samples.dtype == np.uint8:
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+        stored = stored.reshape(-1, len(channels)).T
+    with np.errstate(all="ignore"):  # sound stored as floats may be anything
+        samples = stored.astype(np.float32)
+        if stored.dtype == np.uint8:
+            samples -= 128
+        if stored.dtype.kind in "ui":
+            samples /= 2.0 ** (8 * stored.itemsize - 1)
+        return _weights(channels) @ samples
+
+
+@lru_cache
+def _weights(channels: tuple[str, ...]) -> np.ndarray:
     weights = np.array([MIX.get(name, 1.0) for name in channels], np.float32)
-    weights = weights if weights.sum() else weights + 1
-    mono = weights / weights.sum() @ np.nan_to_num(samples.astype(np.float32, copy=False), posinf=1, neginf=-1)
-    return mono.clip(-1, 1)
+    return weights / weights.sum() if weights.any() else weights + 1 / len(weights)
 
 
 def _resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:

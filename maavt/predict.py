@@ -1,49 +1,41 @@
 """One clip of the user's own -> its classes, second by second, as a line of JSON."""
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 
 from maavt.adapter import load_adapter
 from maavt.clips import BACKGROUND
-from maavt.errors import UserError, run
+from maavt.errors import UserError
 from maavt.loader import BACKGROUND_LABEL, Batch
 from maavt.media import Rejected, decode
-from maavt.models import MODELS
 from maavt.params import Spectrogram
 from maavt.runtime import Prediction, pick_device, place, predict
 from maavt.spectrogram import spectrograms
 from maavt.work import project_root
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a video with sound")
-    parser.add_argument("--model", choices=sorted(MODELS), default="maavt", help="which trained model to ask")
-
-
-def predict_files(options: argparse.Namespace) -> int:
+def predict_files(files: list[str], model_name: str) -> int:
     """Print one line of JSON per file: its seconds with their classes, or the reason why there are none.
 
-    Returns 1 when a file could not be read, else 0.
+    Raises UserError, after the last file, when some could not be read.
     """
-    model, normalise, config = load_adapter(project_root() / "data" / "models" / options.model)
+    model, normalise, config = load_adapter(project_root() / "data" / "models" / model_name)
     place(model, pick_device())
     failed = 0
-    for file in options.files:
+    for file in files:
         try:
             batch = read_pairs(Path(file), config)
         except Rejected as rejection:
-            failed, answer = 1, {"file": file, "reason": rejection.reason}
+            failed += 1
+            answer = {"file": file, "reason": rejection.reason}
         else:
             found = predict(model, [batch], normalise, background=config["background"])
             answer = {"file": file, "pairs": [_as_json(prediction, config["classes"]) for prediction in found]}
         print(json.dumps(answer), flush=True)
     if failed:
-        raise UserError("some files could not be read; their lines say why")
+        raise UserError(f"{failed} of {len(files)} files could not be read; their lines say why")
     return 0
 
 
@@ -68,13 +60,3 @@ def _as_json(prediction: Prediction, classes: list[str]) -> dict:
     return {"second": prediction.second, "class": BACKGROUND if background else classes[prediction.predicted],
             "probability": round(prediction.probability, 4)}
 
-
-def main() -> int:
-    """The command on its own."""
-    parser = argparse.ArgumentParser(prog="python -m maavt.predict", description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    return predict_files(parser.parse_args())
-
-
-if __name__ == "__main__":
-    sys.exit(run(main))

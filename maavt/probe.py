@@ -45,8 +45,8 @@ def _measure(path: str) -> tuple[int, float]:
     """(frames at one per second, seconds of sound) of a file; raises Rejected."""
     media = decode(path, seconds=SECONDS, frame_size=32, sample_rate=16000, pad="tile")
     frames = max(int(media.video_seconds + 0.5), 1)
-    if media.audio_seconds < MIN_COVERAGE * frames:
-        raise Rejected("too short", f"{media.audio_seconds:.2f} s of sound for {frames} frames")
+    if min(media.video_seconds, media.audio_seconds) < MIN_COVERAGE * frames:
+        raise Rejected("too short", f"{media.video_seconds:.2f} s of picture, {media.audio_seconds:.2f} s of sound")
     return frames, media.audio_seconds
 
 

@@ -19,12 +19,10 @@ from maavt.errors import UserError
 
 
 def project_root() -> Path:
-    """The folder of dvc.yaml: from DVC_ROOT inside a stage, else by walking up from here.
+    """The folder of dvc.yaml, found by walking up from here. Raises UserError when there is none.
 
-    Raises UserError when there is none.
+    DVC_ROOT is no help: in experiments that DVC runs in a folder of their own it names the original project.
     """
-    if root := os.environ.get("DVC_ROOT"):
-        return Path(root)
     for folder in (here := Path.cwd(), *here.parents):
         if (folder / "dvc.yaml").exists():
             return folder
@@ -105,3 +103,13 @@ def sha256(path: Path) -> str:
     """The file's SHA-256 in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def default_workers() -> int:
+    """MAAVT_WORKERS, or one worker per CPU core. Raises UserError for anything but a positive whole number."""
+    text = os.environ.get("MAAVT_WORKERS", "").strip()
+    if not text:
+        return os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"MAAVT_WORKERS={text!r}: expected a positive whole number; set it to one, or unset it")
+    return int(text)

@@ -53,14 +53,13 @@ def grey(value: int, width: int = SIZE, height: int = SIZE) -> np.ndarray:
 def write_clip(path: Path, pictures, sound=None, *, times=None, fps=10, sound_at=0.0, codec="mpeg4", acodec="pcm_s16le",
                fmt="s16", layout="mono", rate=RATE, gop=10, setup=None, options=None) -> Path:
     """A small file: RGB pictures at `times` (seconds; default: by fps), and sound (channels, samples) in [-1, 1]."""
-    times = [i / fps for i in range(len(pictures))] if times is None else times
     if sound is None:
         sound = tone(len(pictures) / fps, rate)[None]
     with av.open(str(path), "w", options=options or {}) as container:
         video = container.add_stream(codec, rate=fps, options={"qmin": "1", "qmax": "2"} if codec == "mpeg4" else {})
         video.height, video.width = pictures[0].shape[:2]
         video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        video.codec_context.time_base = Fraction(1, 1000)
+        video.codec_context.time_base = Fraction(1, fps) if times is None else Fraction(1, 1000)
         video.codec_context.gop_size = gop
         audio = container.add_stream(acodec, rate=rate)
         audio.layout = layout
@@ -68,13 +67,16 @@ def write_clip(path: Path, pictures, sound=None, *, times=None, fps=10, sound_at
         if setup:
             setup(video, audio)
         packets = []
-        for picture, time in zip(pictures, times, strict=True):
+        for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
-            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            if times:
+                frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
             packets += video.encode(frame)
         packets += video.encode(None)
         for begin in range(0, sound.shape[1], 1024):
-            packets += audio.encode(_audio_frame(sound[:, begin:begin + 1024], fmt, layout, rate, begin + sound_at * rate))
+            chunk = sound[:, begin:begin + 1024]
+            packets += audio.encode(_audio_frame(chunk, fmt, layout, rate, begin + sound_at * rate))
         packets += audio.encode(None)
         container.start_encoding()
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
@@ -83,7 +85,7 @@ def write_clip(path: Path, pictures, sound=None, *, times=None, fps=10, sound_at
 
 
 def _audio_frame(samples: np.ndarray, fmt: str, layout: str, rate: int, pts: float) -> av.AudioFrame:
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples, np.float64), "dblp", layout)
+    frame = av.AudioFrame.from_ndarray(samples.T.reshape(1, -1).astype(np.float64), "dbl", layout)
     frame.sample_rate = rate
     (frame,) = av.AudioResampler(fmt, layout, rate).resample(frame)
     frame.pts, frame.time_base = round(pts), Fraction(1, rate)
@@ -192,8 +194,8 @@ def test_picture_that_ends_early_is_held(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts"])
 def test_clock_begins_at_the_start_of_the_container(tmp_path, suffix):
-    path = write_clip(tmp_path / f"a.{suffix}", [grey(10 * i) for i in range(20)], times=[50 + i / 10 for i in range(20)],
-                      sound_at=50.5, acodec="mp2" if suffix == "ts" else "pcm_s16le")
+    path = write_clip(tmp_path / f"a.{suffix}", [grey(10 * i) for i in range(20)], sound_at=50.5,
+                      times=[50 + i / 10 for i in range(20)], acodec="mp2" if suffix == "ts" else "pcm_s16le")
     clip = ask(path, 2)
     assert near(levels(clip), [50, 150])
     onset = np.flatnonzero(np.abs(clip.waveform) > 0.1)[0] / RATE
@@ -278,6 +280,16 @@ def test_white_is_white_and_colours_stay(tmp_path):
         assert np.abs(clip.frames.mean((1, 2)) - colours).max() <= tolerance
 
 
+def test_picture_with_an_unknown_colour_matrix_is_shown_all_the_same(tmp_path):
+    def unknown(video, audio):
+        video.codec_context.options = {"x264-params": "colormatrix=YCgCo"}
+
+    path = write_clip(tmp_path / "a.mp4", [grey(130)] * 10, codec="libx264", acodec="aac", fmt="fltp", setup=unknown)
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).colorspace == 8
+    assert near(levels(ask(path, 1)), [130])
+
+
 # Sound
 
 
@@ -289,15 +301,18 @@ def test_waveform_is_the_same_from_every_sample_format(tmp_path, acodec, fmt):
     path = write_clip(tmp_path / f"a.{suffix}", [grey(0)] * 10, tone(1)[None], acodec=acodec, fmt=fmt)
     waveform = ask(path, 1).waveform
     if acodec == "aac":  # NUT does not say how many samples the encoder has put in front
-        waveform = np.roll(waveform, -1024)[:-2048]
-    assert np.abs(waveform - tone(1)[:len(waveform)]).max() < (0.03 if acodec == "aac" else 0.01)
+        waveform = np.roll(waveform, -1024)
+    assert np.abs(waveform - tone(1))[2000:-2000].max() < (0.03 if acodec == "aac" else 0.01)
 
 
-@pytest.mark.parametrize("layout", ["stereo", "5.1", "7.1", "3.0", "octagonal"])
-def test_mono_mix_is_that_of_ffmpeg(tmp_path, layout):
+@pytest.mark.parametrize("suffix, acodec, fmt, layout", [
+    ("mov", "pcm_s16le", "s16", "stereo"), ("mov", "pcm_s16le", "s16", "5.1"), ("mov", "pcm_s16le", "s16", "3.0"),
+    ("mov", "pcm_s16le", "s16", "7.1"), ("mkv", "wavpack", "s16p", "7.1"),
+])
+def test_mono_mix_is_that_of_ffmpeg(tmp_path, suffix, acodec, fmt, layout):
     channels = av.AudioLayout(layout).nb_channels
     sound = np.random.default_rng(0).uniform(-0.9, 0.9, (channels, 1024))
-    path = write_clip(tmp_path / "a.nut", [grey(0)], sound, fps=16, layout=layout)
+    path = write_clip(tmp_path / f"a.{suffix}", [grey(0)], sound, fps=16, layout=layout, acodec=acodec, fmt=fmt)
     frame = _audio_frame(sound, "s16", layout, RATE, 0)
     (expected,) = av.AudioResampler("s16", "mono", RATE).resample(frame)
     assert np.abs(ask(path, 1, pad="tile").waveform[:1024] - expected.to_ndarray()[0] / 2**15).max() < 2 / 2**15
@@ -338,14 +353,17 @@ def test_sound_with_a_hole_keeps_its_times(tmp_path):
     clip = ask(hole(write_clip(tmp_path / "a.mkv", [grey(0)] * 30, np.full((1, 3 * RATE), 0.5))), 3)
     silent = np.flatnonzero(clip.waveform == 0) / RATE
     assert silent[0] == pytest.approx(1, abs=0.07) and silent[-1] == pytest.approx(2, abs=0.07)
-    assert len(silent) == pytest.approx(RATE, rel=0.01)
+    assert len(silent) == pytest.approx(RATE, rel=0.05)
 
 
 def test_sound_that_is_no_number_does_not_spoil_the_waveform(tmp_path):
     sound = tone(1)[None]
     sound[0, 100:110] = np.nan
-    sound[0, 200:210] = 1e30
-    path = write_clip(tmp_path / "a.mkv", [grey(0)] * 10, sound, acodec="pcm_f32le", fmt="flt", rate=48000)
+    sound[0, 200:210] = np.inf
+    sound[0, 300:310] = -1e300
+    sound = np.concatenate([sound, -sound])
+    path = write_clip(tmp_path / "a.mkv", [grey(0)] * 10, sound, acodec="pcm_f64le", fmt="dbl", layout="stereo",
+                      rate=48000)
     waveform = ask(path, 1, pad="tile").waveform
     assert np.isfinite(waveform).all() and np.abs(waveform).max() <= 1
 
@@ -377,27 +395,26 @@ def test_clip_that_covers_less_than_half_is_too_short(tmp_path):
     assert reason(tmp_path / "c.mkv", 2, start=50, pad="tile") == "too short"
 
 
-@pytest.mark.parametrize("suffix, codec, acodec, fmt", [
-    ("mp4", "mpeg4", "aac", "fltp"), ("mkv", "libx264", "pcm_s16le", "s16"), ("ts", "mpeg2video", "mp2", "s16"),
-    ("avi", "mpeg4", "pcm_s16le", "s16"), ("mov", "libx264", "pcm_s16le", "s16"), ("flv", "flv1", "aac", "fltp"),
+@pytest.mark.parametrize("suffix, codec, acodec, fmt, rate", [
+    ("mp4", "mpeg4", "aac", "fltp", RATE), ("mov", "libx264", "pcm_s16le", "s16", RATE),
+    ("mkv", "libx264", "pcm_s16le", "s16", RATE), ("ts", "libx264", "mp2", "s16", RATE),
+    ("avi", "mpeg4", "pcm_s16le", "s16", RATE), ("flv", "flv1", "aac", "fltp", 22050),
 ])
-def test_part_of_a_long_file_is_the_same_with_and_without_seeking(tmp_path, monkeypatch, suffix, codec, acodec, fmt):
-    seconds = 120
-    pictures = [grey(30 + 2 * (i % 97)) for i in range(seconds * 5)]
-    sound = np.sin(2 * np.pi * np.cumsum(np.linspace(100, 2000, seconds * RATE)) / RATE)[None] / 2
-    rate = {"flv": 22050}.get(suffix, RATE)
-    path = write_clip(tmp_path / f"a.{suffix}", pictures, sound, fps=5, codec=codec if codec != "mpeg2video" else "mpeg2video",
-                      acodec=acodec, fmt=fmt, gop=60, rate=rate) if suffix != "ts" else write_clip(
-        tmp_path / "a.ts", [pictures[i // 5] for i in range(seconds * 25)], sound, fps=25, codec=codec, acodec=acodec,
-        fmt=fmt, gop=150)
-    start = 77.3
-    sought = ask(path, 3, start=start, sample_rate=rate)
+def test_part_of_a_long_file_is_the_same_with_and_without_seeking(
+    tmp_path, monkeypatch, suffix, codec, acodec, fmt, rate
+):
+    pictures = [grey(30 + 2 * (i % 97)) for i in range(600)]
+    sound = np.sin(2 * np.pi * np.cumsum(np.linspace(100, 2000, 120 * rate)) / rate)[None] / 2
+    path = write_clip(tmp_path / f"a.{suffix}", pictures, sound, fps=5, codec=codec, acodec=acodec, fmt=fmt, gop=60,
+                      rate=rate)
+    sought = ask(path, 3, start=77.35, sample_rate=rate)
     monkeypatch.setattr(media, "SEEK_FROM", math.inf)
-    read = ask(path, 3, start=start, sample_rate=rate)
+    read = ask(path, 3, start=77.35, sample_rate=rate)
     assert np.array_equal(sought.frames, read.frames)
-    assert np.abs(sought.waveform - read.waveform).max() < 0.002
-    if suffix in ("mp4", "mkv", "mov"):
-        assert near(levels(read), [30 + 2 * (int((start + s + 0.5) * 5 + 1e-6) % 97) for s in range(3)], tolerance=4)
+    assert near(levels(read), [30 + 2 * (i % 97) for i in (389, 394, 399)], tolerance=4)
+    slack = rate // 1000 if suffix in ("flv", "ts") else 0  # these give times in whole ms, or as far as that off
+    shifts = range(-slack, slack + 1)
+    assert min(np.abs(np.roll(sought.waveform, i) - read.waveform)[slack:-slack or None].max() for i in shifts) < 0.05
 
 
 def test_file_is_read_no_further_than_needed(tmp_path, monkeypatch):
@@ -410,12 +427,18 @@ def test_file_is_read_no_further_than_needed(tmp_path, monkeypatch):
 
 
 def test_stream_that_ends_early_does_not_cost_the_reading_of_the_whole_file(tmp_path, monkeypatch):
-    path = write_clip(tmp_path / "a.mkv", [grey(0)] * 600, tone(2)[None], fps=5)
+    path = write_clip(tmp_path / "a.mkv", [grey(0)] * 1200, tone(2)[None], fps=5)
     seen = []
     packets = media._packets
     monkeypatch.setattr(media, "_packets", lambda *args: (seen.append(p) or p for p in packets(*args)))
     ask(path, 4)
-    assert 0 < len(seen) < 120
+    assert 0 < len(seen) < 400  # of 1,232
+
+
+def test_picture_that_stands_still_for_long_is_not_taken_for_its_end(tmp_path):
+    path = write_clip(tmp_path / "a.mkv", [grey(50), grey(100), grey(150)], tone(62)[None], times=[0, 30, 60])
+    assert near(levels(ask(path, 4, start=5)), [50, 50, 50, 50])
+    assert near(levels(ask(path, 4, start=28)), [50, 50, 100, 100])
 
 
 def _peak_memory(task) -> float:
@@ -429,9 +452,9 @@ def _peak_memory(task) -> float:
 def test_memory_grows_neither_with_length_nor_with_the_number_of_clips(tmp_path, monkeypatch):
     long = write_clip(tmp_path / "long.avi", [grey(i % 256, 320, 240) for i in range(3000)], tone(600, 8000)[None],
                       fps=5, rate=8000)
-    huge = write_clip(tmp_path / "8k.mkv", [grey(i, 7680, 4320) for i in (0, 100)], codec="mjpeg", fps=2)
+    huge = write_clip(tmp_path / "8k.mkv", [grey(90, 7680, 4320)], codec="mjpeg", fps=1)
     tasks = [{"path": long, "start": 0, "times": 1}, {"path": long, "start": 590, "times": 1},
-             {"path": long, "start": 300, "times": 30}, {"path": huge, "start": 0, "times": 3}]
+             {"path": long, "start": 300, "times": 30}, {"path": huge, "start": 0, "times": 2}]
     peaks = [next(fan_out(_peak_memory, [task], workers=1))[1] for task in tasks]
     assert all(isinstance(peak, float) for peak in peaks), peaks
     assert max(peaks[:3]) < 60 and peaks[3] < 450, peaks
@@ -466,7 +489,7 @@ def test_default_track_is_taken_among_several(tmp_path):
 
 
 def test_cover_picture_is_no_video(tmp_path):
-    path = tmp_path / "a.m4a"
+    path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         cover = container.add_stream("png", rate=1)
         cover.width = cover.height = SIZE
@@ -496,8 +519,8 @@ def test_file_that_cannot_be_opened_is_rejected_with_the_reason(tmp_path):
     (tmp_path / "noise.mp4").write_bytes(random.Random(0).randbytes(5000))
     (tmp_path / "nulls.mp4").write_bytes(bytes(100_000))
     os.mkfifo(tmp_path / "pipe.mp4")
-    expected = {"empty.mp4": "empty file", "text.mp4": "not media", "nulls.mp4": "not media", "pipe.mp4": "not media",
-                "noise.mp4": "not media", "none.mp4": "missing file", "text.mp4/below": "missing file", ".": "not media"}
+    expected = {"empty.mp4": "empty file", "text.mp4": "not media", "noise.mp4": "not media", "nulls.mp4": "not media",
+                "pipe.mp4": "not media", ".": "not media", "none.mp4": "missing file", "text.mp4/below": "missing file"}
     assert {name: reason(tmp_path / name) for name in expected} == expected
     assert reason("null\0byte") == "missing file"
 
@@ -530,7 +553,8 @@ def test_failure_of_any_kind_leaves_as_a_rejection(tmp_path, monkeypatch):
 
 
 def test_wrong_argument_is_an_error_of_the_caller(tmp_path):
-    for wrong in ({"seconds": 0}, {"frame_size": 0}, {"sample_rate": 0}, {"start": -1}, {"start": math.nan}, {"pad": "no"}):
+    for wrong in ({"seconds": 0}, {"frame_size": 0}, {"sample_rate": 0}, {"start": -1}, {"start": math.nan},
+                  {"pad": "no"}):
         with pytest.raises(ValueError, match="wrong arguments"):
             ask(tmp_path / "a.mkv", **{"seconds": 1} | wrong)
 
@@ -584,9 +608,10 @@ def _judge(path: Path) -> str:
 
 def test_every_mutated_file_gets_a_verdict(tmp_path, capfd):
     sources = [path for path in sorted(CLIPS.glob("*")) if path.suffix != ".md"] if CLIPS.exists() else []
-    sources += [write_clip(tmp_path / f"a.{suffix}", [grey(i) for i in range(40)], codec=codec, acodec=acodec, fmt=fmt)
-                for suffix, codec, acodec, fmt in (("mp4", "libx264", "aac", "fltp"), ("avi", "mpeg4", "pcm_s16le", "s16"),
-                                                   ("mkv", "mjpeg", "flac", "s16"), ("nut", "mpeg4", "pcm_f32le", "flt"))]
+    for suffix, codec, acodec, fmt in (("mp4", "libx264", "aac", "fltp"), ("avi", "mpeg4", "pcm_s16le", "s16"),
+                                       ("mkv", "mjpeg", "flac", "s16"), ("nut", "mpeg4", "pcm_f32le", "flt")):
+        sources.append(write_clip(tmp_path / f"a.{suffix}", [grey(i) for i in range(40)], codec=codec, acodec=acodec,
+                                  fmt=fmt))
     rng = random.Random(6)
     paths = []
     for number in range(150):

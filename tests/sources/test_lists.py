@@ -142,7 +142,7 @@ def test_an_unsafe_name_becomes_a_safe_key_of_its_own(text):
 
 
 def test_the_clips_command_prints_the_manifest(capsys, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(ROOT))
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["maavt", "clips", "vggsound"])
     with pytest.raises(SystemExit) as exit:
         cli.main()

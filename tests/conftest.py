@@ -1,0 +1,70 @@
+"""A tiny project whose stages have run: real clips, real shards, a trained model."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "backbone": "vit_tiny_patch16_224",
+    "weights": "random",
+    "image_size": 32,
+    "tokens": 2,
+    "synth": {"classes": 4, "train": 10, "val": 4, "test": 4, "size": 48, "fps": 2},
+    "shard": {"frame_size": 48, "clips_per_shard": 4},
+    "train": {"epochs": 2, "batch": 16, "shuffle": 40},
+    "benchmark": {"backbones": ["vit_tiny_patch16_224"], "image_size": 32, "batch": 2, "rounds": 1},
+}
+
+
+def tiny_settings(**changes) -> dict:
+    """The committed settings made tiny; `changes` are merged over them."""
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for change in (TINY, changes):
+        for key, value in change.items():
+            settings[key] = settings[key] | value if isinstance(value, dict) else value
+    return settings
+
+
+def make_project(folder: Path, **changes) -> Path:
+    """A git repository with tiny settings and the graph, but nothing made yet."""
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_settings(**changes)))
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "settings"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, env=os.environ | GIT)
+    return folder
+
+
+GIT = {f"GIT_{who}_{what}": "maavt" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A project in which download, backbone, shard, train, evaluate, benchmark and report ran. Not to be changed."""
+    from maavt import backbone, benchmark, download, evaluate, report, shard, train
+
+    folder = make_project(tmp_path_factory.mktemp("made") / "a project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        download.main()
+        backbone.main()
+        shard.main()
+        train.main([])
+        evaluate.main([])
+        benchmark.main()
+        report.main()
+    return folder
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Path:
+    """A copy of the made project that a test may change; the test runs inside it."""
+    folder = tmp_path / "project"
+    shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    return folder

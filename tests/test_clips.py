@@ -1,0 +1,49 @@
+import pytest
+
+from maavt.clips import Clip, Labels, read_manifest, write_manifest
+from maavt.errors import UserError
+
+
+def clip(**changes) -> Clip:
+    facts = dict(key="a", path="train/a.mp4", label="dog", split="train", start=2, end=5, source="here")
+    return Clip(**{**facts, **changes})
+
+
+def test_seconds_outside_the_event_are_background():
+    assert clip().second_labels(7) == ["background"] * 2 + ["dog"] * 3 + ["background"] * 2
+
+
+def test_a_clip_without_an_event_is_all_background():
+    assert clip(start=0, end=0).second_labels(3) == ["background"] * 3
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path):
+    labels = Labels(classes=("dog", "cat, angry"), background=True)
+    clips = [clip(), clip(key="-b", label="cat, angry", status="failed", reason='gone, "for good"')]
+    write_manifest(tmp_path, clips, labels)
+    assert read_manifest(tmp_path) == (clips, labels)
+
+
+@pytest.mark.parametrize("changes", [{"key": "a.b"}, {"key": ""}, {"key": "../a"}, {"split": "dev"}])
+def test_a_clip_that_would_break_a_shard_is_refused(changes):
+    with pytest.raises(ValueError):
+        clip(**changes)
+
+
+def test_a_missing_manifest_says_which_stage_makes_it(tmp_path):
+    with pytest.raises(UserError, match="run the download stage first"):
+        read_manifest(tmp_path)
+
+
+def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path):
+    write_manifest(tmp_path, [clip()], Labels(classes=("dog",), background=True))
+    text = (tmp_path / "clips.csv").read_text()
+    (tmp_path / "clips.csv").write_text(text.replace("2,5", "two,5"))
+    with pytest.raises(UserError, match="manifest is damaged"):
+        read_manifest(tmp_path)
+
+
+def test_a_label_that_is_no_class_is_an_error(tmp_path):
+    write_manifest(tmp_path, [clip()], Labels(classes=("cat",), background=True))
+    with pytest.raises(UserError, match="dog"):
+        read_manifest(tmp_path)

@@ -1,0 +1,88 @@
+"""The graph as a newcomer runs it, in a clone with a space in its path and tiny settings."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import GIT, ROOT, tiny_settings
+
+ENV = os.environ | GIT | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The files of the working tree that git would take, as a repository of their own."""
+    folder = tmp_path_factory.mktemp("end to end") / "my project"
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
+                            capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_settings()))
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "start"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, env=ENV)
+    return folder
+
+
+def dvc(clone: Path, *arguments: str, expect: int = 0) -> str:
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=clone, env=ENV, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == expect, done.stdout
+    return done.stdout
+
+
+def stages_run(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def test_everything_runs_once_then_nothing_then_only_what_tokens_concern(clone):
+    stages = dvc(clone, "stage", "list", "--name-only").split()
+    first = dvc(clone, "repro")
+    assert sorted(stages_run(first)) == sorted(stages)
+    assert (clone / "data/report/index.html").exists()
+    assert not (clone / "data/raw/synth/.tmp").exists() and not list((clone / ".work").rglob("*.*[!k]"))
+
+    assert stages_run(dvc(clone, "repro")) == []
+
+    subprocess.run(["git", "add", "dvc.lock"], cwd=clone, check=True)
+    subprocess.run(["git", "commit", "-qm", "first run"], cwd=clone, check=True, env=ENV)
+    experiment = dvc(clone, "exp", "run", "--name", "ten", "-S", "tokens=10")
+    assert sorted(stages_run(experiment)) == ["benchmark", "evaluate@maavt", "report", "train@maavt"]
+    config = json.loads((clone / "data/models/maavt/config.json").read_text())
+    assert config["tokens"] == config["settings"]["tokens"] == 10
+
+    shown = json.loads(dvc(clone, "exp", "show", "--json"))
+    tokens = [found["params"]["params.yaml"]["data"]["tokens"]
+              for row in shown for found in ([row["data"]] if row["rev"] != "workspace" else [])]
+    named = [experiment["revs"][0]["data"] for row in shown for experiment in row.get("experiments") or []]
+    assert tokens[0] == 2 and [data["params"]["params.yaml"]["data"]["tokens"] for data in named] == [10]
+    for data in (shown[1]["data"], *named):
+        assert 0 <= data["metrics"]["data/eval/maavt/metrics.json"]["data"]["accuracy"] <= 1
+
+    plots = dvc(clone, "plots", "show", "--json")
+    assert "confusion.csv" in plots and "val/accuracy.tsv" in plots
+
+
+def test_a_wrong_value_is_one_clear_error_and_the_next_run_goes_on(clone):
+    told = dvc(clone, "exp", "run", "--temp", "-S", "train.batch=none", expect=255)
+    assert "train.batch: 'none'; expected integer" in told or "train.batch: None; expected integer" in told
+    assert "Traceback" not in told
+    assert "tokenz" in dvc(clone, "exp", "run", "-S", "tokenz=10", expect=255)
+
+
+def test_an_unwritable_data_folder_is_one_clear_error_and_the_next_run_goes_on(clone):
+    shutil.rmtree(clone / "data")
+    (clone / "data").write_text("in the way")
+    done = subprocess.run([sys.executable, "-m", "maavt.backbone"], cwd=clone, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    (clone / "data").unlink()
+    assert stages_run(dvc(clone, "repro")) == []
+    assert (clone / "data/report/index.html").exists()
