@@ -4,7 +4,12 @@ from pathlib import Path
 
 from maavt.clips import SPLITS, Clip, Labels
 from maavt.errors import UserError
+from maavt.fetch import Failed
+from maavt.fetch.archive import Archive
+from maavt.fetch.drive import confirm
+from maavt.fetch.http import Http
 from maavt.params import Params
+from maavt.sources.archives import fetch_archives, take_local
 from maavt.sources.lists import (
     annotations_folder,
     check_label,
@@ -14,8 +19,10 @@ from maavt.sources.lists import (
     read_rows,
     video_id,
 )
+from maavt.store import Store
 
 SECONDS = 10
+SHORTEST = 5.0  # seconds
 
 
 def labels(params: Params) -> Labels:
@@ -34,6 +41,19 @@ def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
              start=float(row["start"]), end=float(row["end"]), source=row["id"])
         for place, row in enumerate(rows)
     ]
+
+
+def fetch(params: Params, store: Store, http: Http) -> str:
+    """Get the clips from the zip on Google Drive, or from a zip or folder of one's own; the reason of the others."""
+    if store.missing():
+        if params.ave.local:
+            take_local(params.ave.local, store, "ave.local")
+        else:
+            result = fetch_archives([Archive(name="AVE.zip", url=params.ave.url)], store, http, page=confirm)
+            outcome = result.get("AVE.zip")
+            if isinstance(outcome, Failed):
+                raise UserError(f"{params.ave.url}: {outcome.reason}; fetch the zip by other means and set ave.local")
+    return "permanent: not in the archive"
 
 
 def _published(folder: Path) -> list[dict]:

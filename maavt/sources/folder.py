@@ -7,10 +7,16 @@ from pathlib import Path
 
 from maavt.clips import SPLITS, Clip, Labels
 from maavt.errors import UserError
+from maavt.fetch import PERMANENT, Failed
+from maavt.fetch.http import Http
 from maavt.params import Params
+from maavt.progress import progress
+from maavt.sources.archives import copy
 from maavt.sources.lists import WHOLE, choose_split, number, safe_key
+from maavt.store import Store
 from maavt.work import project_root
 
+SHORTEST = 0.1  # seconds
 SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
             ".webm", ".wmv"}
 
@@ -33,6 +39,17 @@ def labels(params: Params) -> Labels:
 def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
     """One Clip per file; there are no published lists."""
     return [item.clip for item in own(params)]
+
+
+def fetch(params: Params, store: Store, http: Http) -> str:
+    """Copy the user's files; the reason of those that are not there."""
+    for item in progress(own(params), label="copying clips", unit="clip"):
+        try:
+            copy(item.file, store.place(item.clip.path), store)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            store.note(item.clip.path, Failed(PERMANENT, "no such file"))
+    store.refresh()
+    return "permanent: no such file"
 
 
 def own(params: Params) -> list[Own]:

@@ -1,10 +1,16 @@
 """VGGSound (Chen et al., ICASSP 2020): about 200,000 clips of 10 s from YouTube, 309 classes, one label per clip."""
 
-from pathlib import Path
+import sys
+from pathlib import Path, PurePosixPath
 
 from maavt.clips import Clip, Labels
 from maavt.errors import UserError
+from maavt.fetch import SESSION, STOPPING, TRANSIENT, Failed, youtube
+from maavt.fetch.http import FRUITLESS, Http
+from maavt.fetch.hub import archives
 from maavt.params import Params
+from maavt.progress import progress
+from maavt.sources.archives import fetch_archives, take_local
 from maavt.sources.lists import (
     WHOLE,
     annotations_folder,
@@ -16,6 +22,11 @@ from maavt.sources.lists import (
     read_rows,
     video_id,
 )
+from maavt.store import Store
+from maavt.work import project_root
+
+SECONDS = 10
+SHORTEST = 5.0  # seconds
 
 
 def labels(params: Params) -> Labels:
@@ -36,6 +47,59 @@ def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
     else:
         rows = ((row["id"], int(row["start"]), row["label"], "test") for row in read_packaged("vggsound_test.csv"))
     return [_clip(*row, params.vggsound.val_share) for row in rows]
+
+
+def annotations(params: Params, folder: Path, http: Http) -> Path:
+    """The folder with vggsound.csv: one's own, or `folder`, into which it is fetched once."""
+    if params.vggsound.local:
+        return project_root() / Path(params.vggsound.local).expanduser()
+    if not (folder / "vggsound.csv").exists():
+        http.file(params.vggsound.annotations, folder / "vggsound.csv")
+    return folder
+
+
+def fetch(params: Params, store: Store, http: Http) -> str:
+    """Get the clips from the archives on the hub, or a folder of one's own, and what is left from YouTube if asked.
+
+    Returns the reason of the others.
+    """
+    settings, reason = params.vggsound, "permanent: not in the archives"
+    if store.missing() and settings.local:
+        take_local(settings.local, store, "vggsound.local")
+    elif store.missing():
+        found, headers = archives(settings.hub, settings.repository, settings.revision, settings.archives)
+        results = fetch_archives(found, store, http, headers=headers)
+        for name, result in results.items():
+            if isinstance(result, Failed):
+                print(f"warning: {name}: {result}", file=sys.stderr)
+                reason = "transient: not in the archives that could be had"
+            elif result.broken:
+                print(f"warning: {name} is damaged ({result.broken}); the {result.kept} clips before that are kept",
+                      file=sys.stderr)
+    if settings.youtube and (missing := store.missing()):
+        _fill_gaps(missing, settings.youtube_url, store)
+    return reason
+
+
+def _fill_gaps(missing: list[Clip], url: str, store: Store) -> None:
+    """One video at a time: YouTube turns away those who hurry."""
+    youtube.check_tools()
+    vain = 0
+    for clip in progress(missing, label="YouTube", unit="clip"):
+        start = int(PurePosixPath(clip.path).stem.rpartition("_")[2])
+        try:
+            path = store.place(clip.path)
+            youtube.section(url.format(id=clip.source), start, SECONDS, path, store.parts)
+            store.budget.take(path.stat().st_size)
+            store.note(clip.path)
+            vain = 0
+        except Failed as failed:
+            store.note(clip.path, failed)
+            vain = vain + 1 if failed.kind == TRANSIENT else 0
+            if failed.kind in STOPPING:
+                raise
+            if vain == FRUITLESS:
+                raise Failed(SESSION, f"{vain} videos in a row failed; wait a while, or check the network") from failed
 
 
 def _clip(video: str, start: int, label: str, split: str, val_share: float) -> Clip:

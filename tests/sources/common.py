@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import yaml
 
@@ -22,3 +24,52 @@ def settings(**changes) -> dict:
 
 def params(**changes) -> Params:
     return parse_params(settings(**changes))
+
+
+def write_media(path: Path, *, seconds: float = 6, picture: str | None = "libx264", sound: str | None = "aac",
+                mark: int = 0) -> Path:
+    """A small file with picture and sound, or with either alone; `mark` makes it differ from others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rate = 16000
+    with av.open(str(path), "w") as container:
+        streams = []
+        if picture:
+            video = container.add_stream(picture, rate=5)
+            video.width = video.height = 32
+            video.pix_fmt = "yuv420p"
+            streams.append(video)
+        if sound:
+            audio = container.add_stream(sound, rate=rate, layout="mono")
+            streams.append(audio)
+        for number in range(int(seconds * 5) if picture else 0):
+            pixels = np.full((32, 32, 3), (number * 3 + mark * 7) % 256, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        for begin in range(0, int(seconds * rate) if sound else 0, 1024):
+            wave = np.sin(np.arange(begin, begin + 1024) * (0.05 + mark / 100))[None] * 20000
+            packed = av.AudioFrame.from_ndarray(wave.astype(np.int16), format="s16p", layout="mono")
+            packed.sample_rate, packed.pts = rate, begin
+            container.mux(audio.encode(packed))
+        for stream in streams:
+            container.mux(stream.encode())
+    return path
+
+
+def media(tmp_path: Path, suffix: str = ".mp4", **options) -> bytes:
+    """The bytes of such a file."""
+    path = write_media(tmp_path / f"media{suffix}", **options)
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def make_project(place: Path, **changes) -> Path:
+    """A folder with settings, enough for the download stage."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "dvc.yaml").write_text("stages: {}\n")
+    (place / "params.yaml").write_text(yaml.safe_dump(settings(**changes)))
+    return place
