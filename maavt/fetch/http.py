@@ -56,6 +56,7 @@ class Http:
         self.budget = budget
         self.connections = connections or _connections()
         self.on_bytes = on_bytes  # called with bytes received, or with minus those that were thrown away
+        self.sizes: dict[str, int] = {}  # of files being received, by URL, where the server tells
         self._stopping = threading.Event()
         self._local = threading.local()
         self._pauses: dict[str, float] = {}
@@ -234,15 +235,16 @@ class _Transfer:
             note = {"of": self._identity(), "validator": _validator(response)}
             _note_of(self.part).write_text(json.dumps(note))
         if total is not None:
+            self.http.sizes[self.url] = total
             self.http.budget.check(total - offset)
         with open(self.part, "ab") as file:
             for chunk in _chunks(response):
                 self.http.budget.take(len(chunk))
                 file.write(chunk)
+                self.tries.best = max(self.tries.best, file.tell())
                 self.http.on_bytes(len(chunk))
                 self.http._sleep(0)
         got = self.part.stat().st_size
-        self._improve()
         expected = self.size if total is None else total
         if expected is not None and got != expected:
             if got > expected:
@@ -256,6 +258,8 @@ class _Transfer:
             offset = self.part.stat().st_size
             usable = note["of"] == self._identity() and (note["validator"] or self.sha256)
             if usable and (self.size is None or offset <= self.size):
+                if not self.tries.best:
+                    self.http.on_bytes(offset)
                 self._improve()
                 return offset, note["validator"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -273,7 +277,7 @@ class _Transfer:
         if self.part.exists():
             size = self.part.stat().st_size
             self.http.budget.give(size)
-            self.http.on_bytes(-size)
+            self.http.on_bytes(-size if self.tries.best else 0)
             self.part.unlink()
         _note_of(self.part).unlink(missing_ok=True)
 

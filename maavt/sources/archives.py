@@ -23,7 +23,13 @@ def fetch_archives(archives: list[Archive], store: Store, http: Http, *, headers
     total = sum(archive.size for archive in todo) if all(archive.size for archive in todo) else None
     place, results = placing(store), {}
     with progress(total=total, label="archives", unit="B", scale=True) as bar:
-        http.on_bytes = bar.update
+
+        def count(received: int) -> None:
+            if total is None:
+                bar.total = sum(http.sizes.values()) or None
+            bar.update(received)
+
+        http.on_bytes = count
 
         def work(archive: Archive) -> Unpacked:
             file = store.parts / archive.name

@@ -83,14 +83,17 @@ def fetch(params: Params, store: Store, http: Http) -> str:
 
 
 def join(item: Joint) -> None:
-    """Picture of item[1] and sound of item[2] as they are, in one Matroska file item[3]; raises Rejected."""
+    """Picture of item[1] and sound of item[2] as they are, in one file item[3]; raises Rejected.
+
+    NUT takes any codec and keeps each frame's own time.
+    """
     _, picture, sound, path = item
     for part in (picture, sound):
         if not part.stat().st_size:
             raise Rejected("empty file", part.name)
     try:
         with (av.open(f"file:{picture}") as first, av.open(f"file:{sound}") as second, atomic(path) as temporary,
-              av.open(str(temporary), "w", format="matroska", options={"fflags": "+bitexact"}) as joined):
+              av.open(str(temporary), "w", format="nut", options={"fflags": "+bitexact"}) as joined):
             if not first.streams.video:
                 raise Rejected("no video stream", picture.name)
             if not second.streams.audio:
@@ -196,7 +199,7 @@ def _clip(name: str, label: str, split: str, params: Params) -> Clip:
     elif split == "train":
         split = choose_split(actor, val=params.cremad.val_share)
     failure = {"status": "failed", "reason": "content: known bad clip"} if name in KNOWN_BAD else {}
-    return Clip(key=name, path=f"clips/{name}.mkv", label=label, split=split, start=0, end=WHOLE,
+    return Clip(key=name, path=f"clips/{name}.nut", label=label, split=split, start=0, end=WHOLE,
                 source=f"actor {actor}", **failure)
 
 

@@ -17,6 +17,8 @@ published = pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason="needs the publi
 def settings(**changes) -> dict:
     """The committed settings; `changes` are merged over them."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for dataset in ("vggsound", "cremad"):
+        values["shard"]["spectrogram"].setdefault(dataset, values["shard"]["spectrogram"]["ave"])
     for key, value in changes.items():
         values[key] = values[key] | value if isinstance(value, dict) else value
     return values
