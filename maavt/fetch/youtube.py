@@ -14,13 +14,15 @@ from maavt.errors import UserError
 from maavt.fetch import ENVIRONMENT, PERMANENT, SESSION, TRANSIENT, Failed
 
 FORMAT = "bv*[height<=480]+ba/b[height<=480]/bv*+ba/b"
-RUNTIMES = ("deno", "node", "bun", "qjs")  # one is needed to solve YouTube's puzzles
+RUNTIMES = {"deno": "deno", "node": "node", "bun": "bun", "quickjs": "qjs"}  # yt-dlp's name, the program's name
 # In this order: what a message contains -> kind, reason.
 MESSAGES = (
     (r"not a bot|rate.?limit|HTTP Error 429|too many requests|captcha", SESSION,
      "YouTube takes us for a bot; wait some hours, set MAAVT_COOKIES to a file of cookies, or raise MAAVT_SLEEP"),
     (r"cookies are no longer valid|could not (?:load|find|copy).*cookies|cookies? file", SESSION,
      "the cookies are not usable; export them anew (MAAVT_COOKIES)"),
+    (r"HTTP Error 5\d\d|timed out|failed to resolve|connection (?:reset|refused|aborted)|incomplete", TRANSIENT,
+     "the site fails for now"),
     (r"proxy", SESSION, "the proxy fails (MAAVT_PROXY)"),
     (r"ffmpeg|ffprobe", ENVIRONMENT, "yt-dlp needs ffmpeg: pip install 'maavt[youtube]', or set MAAVT_FFMPEG"),
     (r"no supported javascript runtime|js runtime|challenge solv", ENVIRONMENT,
@@ -43,10 +45,12 @@ def section(url: str, start: float, seconds: float, path: Path, parts: Path) -> 
     """Put `seconds` of the video at `url` from second `start` to `path`; raises Failed."""
     try:
         from yt_dlp import YoutubeDL
+        from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
         from yt_dlp.utils import YoutubeDLError, download_range_func
     except ImportError:
         raise Failed(ENVIRONMENT, "yt-dlp is not installed; pip install 'maavt[youtube]'") from None
     options = _options() | {"download_ranges": download_range_func(None, [(start, start + seconds)])}
+    FFmpegPostProcessor._ffmpeg_location.set(find_ffmpeg())  # as its own command does; not all of it asks the options
     parts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parts, prefix="youtube-") as folder:
         options |= {"paths": {"home": folder}, "outtmpl": {"default": "clip.%(ext)s"}}
@@ -75,7 +79,7 @@ def check_tools() -> None:
     """Raise Failed, kind environment, when something is missing that every video needs."""
     if not find_ffmpeg():
         raise Failed(ENVIRONMENT, "yt-dlp needs ffmpeg: pip install 'maavt[youtube]', or set MAAVT_FFMPEG")
-    if not any(map(shutil.which, RUNTIMES)):
+    if not any(map(shutil.which, RUNTIMES.values())):
         raise Failed(ENVIRONMENT, "yt-dlp needs a JavaScript runtime such as deno or node")
 
 
@@ -95,7 +99,8 @@ def _options() -> dict:
     options = {
         "format": FORMAT, "force_keyframes_at_cuts": True, "merge_output_format": "mp4",
         "postprocessors": [{"key": "FFmpegVideoRemuxer", "preferedformat": "mp4"}],
-        "ffmpeg_location": find_ffmpeg(), "js_runtimes": {name: {} for name in RUNTIMES if shutil.which(name)},
+        "ffmpeg_location": find_ffmpeg(),
+        "js_runtimes": {name: {} for name, program in RUNTIMES.items() if shutil.which(program)},
         "noplaylist": True, "cachedir": False, "quiet": True, "noprogress": True, "retries": 3, "socket_timeout": 30,
         "overwrites": True,
     }

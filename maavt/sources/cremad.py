@@ -60,6 +60,14 @@ def fetch(params: Params, store: Store, http: Http) -> str:
     missing = store.missing()
     with progress(total=len(missing), label="CREMA-D", unit="clip") as bar:
 
+        received = [0]
+
+        def count(size: int) -> None:
+            received[0] += size
+            bar.set_postfix(received=f"{received[0] / 1e6:.0f} MB", refresh=False)
+
+        http.on_bytes = count
+
         def fail(clip: Clip, failed: Failed) -> None:
             store.note(clip.path, failed)
             bar.update()
