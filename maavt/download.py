@@ -1,7 +1,8 @@
 """Stage download: a source -> data/raw/DATASET with the clips, clips.csv and classes.json.
 
-What was fetched stays in .work/download/DATASET-... (in the raw folder it has a second name, not a second copy), so
-that another run, after a failure or with other settings, fetches only what is missing.
+What was fetched stays in .work/download/DATASET-..., so that another run, after a failure or with other settings or
+code, fetches only what is missing. Once DVC has the clips in its cache, the folder raw/ there may be removed to save
+disk: the next run takes them from the cache.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from maavt.cached import restore
 from maavt.clips import Clip, write_manifest
 from maavt.errors import UsageError, UserError, run
 from maavt.fetch import KINDS, Failed
@@ -57,7 +59,11 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
         lists = source.annotations(params, folder, http) if hasattr(source, "annotations") else None
     except Failed as failed:
         raise UserError(f"the list of clips: {failed}; nothing was fetched yet") from None
-    with Store(folder, source.clips(params, lists), budget, retry=retry) as store:
+    clips = source.clips(params, lists)
+    if not _from_here(params):
+        root = Path(os.environ.get("DVC_ROOT") or project_root())
+        restore(root, f"data/raw/{params.dataset}", folder / "raw", {clip.path for clip in clips})
+    with Store(folder, clips, budget, retry=retry) as store:
         for line in warnings(store.clips):
             print(f"warning: {line}", file=sys.stderr)
         stopped, otherwise = None, "transient: not fetched yet"
@@ -94,13 +100,17 @@ def _check_coverage(clips: list[Clip], params: Params, folder: Path) -> None:
 @contextmanager
 def _folder(params: Params):
     """Where to work: what comes from this machine is made anew when code or settings change, the rest is kept."""
-    settings = getattr(params, params.dataset)
-    if params.dataset in ("synth", "folder") or settings.local:
+    if _from_here(params):
+        settings = getattr(params, params.dataset)
         with workspace("download", params.dataset, settings, params.seed) as folder:
             yield folder
     else:
         with kept("download", f"{params.dataset}-{_origin(params)}") as folder:
             yield folder
+
+
+def _from_here(params: Params) -> bool:
+    return params.dataset in ("synth", "folder") or bool(getattr(params, params.dataset).local)
 
 
 def _origin(params: Params) -> str:

@@ -89,10 +89,11 @@ def _locked(folder: Path, stage: str) -> Iterator[None]:
 def link_tree(source: Path, destination: Path) -> None:
     """A second name for every file below `source`: no second copy, where the disk can do that."""
     shutil.rmtree(destination, ignore_errors=True)
-    shutil.copytree(source, destination, copy_function=_link)
+    shutil.copytree(source, destination, copy_function=link)
 
 
-def _link(source: str, destination: str) -> None:
+def link(source: Path | str, destination: Path | str) -> None:
+    """A second name for a file, or a copy where the disk cannot do that."""
     try:
         os.link(source, destination)
     except OSError:
