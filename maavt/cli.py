@@ -1,36 +1,43 @@
-"""The `maavt` command: what is done with files of one's own, outside the graph of stages."""
+"""The `maavt` command: runs the main() of one module of the package.
 
-import argparse
+Stages are run through it too (`python -m maavt.cli train`), so that a Ctrl-C while torch still loads is one line.
+"""
+
+import importlib
 import sys
-from typing import get_args
 
-from maavt import errors, listing, probe
-from maavt.params import Model
+from maavt.errors import UsageError, run
+
+COMMANDS = {
+    "download": "stage: a source -> clips",
+    "backbone": "stage: the frozen Vision Transformer's weights",
+    "shard": "stage: clips -> WebDataset tars",
+    "train": "stage: shards and backbone -> a trained model",
+    "evaluate": "stage: a trained model on the test split",
+    "benchmark": "stage: parameters and samples per second",
+    "report": "stage: one page that shows the result",
+    "probe": "say of media files whether they can be used, as JSON",
+    "clips": "print the manifest of a data set, without downloading it",
+    "predict": "print the classes of clips, second by second, as JSON",
+}
+MODULES = {"clips": "listing"}  # where the command's name is not that of its module
 
 
 def main() -> None:
-    """Run a subcommand. Exit code 0 done, 1 failed, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="maavt", description="Audio-visual recognition. The stages from videos to a "
-                                     "measured model are run with `dvc repro`.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("probe", help="say of media files whether they can be used, as JSON")
-    probe.add_arguments(command)
-    command.set_defaults(run=probe.run)
-    command = commands.add_parser("predict", help="print the classes of clips, second by second, as JSON")
-    command.add_argument("files", nargs="+", metavar="FILE", help="a video with sound")
-    command.add_argument("--model", choices=get_args(Model), default="maavt", help="which trained model to ask")
-    command.set_defaults(run=_predict)
-    command = commands.add_parser("clips", help="print the manifest of a data set, without downloading it")
-    listing.add_arguments(command)
-    command.set_defaults(run=listing.run)
-    options = parser.parse_args()
-    sys.exit(errors.run(lambda: options.run(options)))
+    """Run a command and exit: 0 done, 1 failed, 2 wrong usage."""
+    sys.exit(run(lambda: command(sys.argv[1:])))
 
 
-def _predict(options: argparse.Namespace) -> int:
-    from maavt.predict import predict_files  # only now: it takes torch seconds to load
-
-    return predict_files(options.files, options.model)
+def command(arguments: list[str]) -> int | None:
+    """Run one command, given with its own arguments."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+        print(f"usage: maavt COMMAND [OPTIONS]\n\n{lines}\n\nmaavt COMMAND --help says more of one.")
+        return 0 if arguments else 2
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}; expected one of {', '.join(COMMANDS)}")
+    return importlib.import_module(f"maavt.{MODULES.get(name, name)}").main(rest)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def _origin(params: Params) -> str:
 
 
 def _retry(arguments: Sequence[str]) -> list[str]:
-    parser = argparse.ArgumentParser(prog="python -m maavt.download", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="maavt download", description=__doc__.partition("\n")[0])
     parser.add_argument("--retry", action="append", default=[], choices=KINDS, metavar="KIND",
                         help=f"try again what failed for good, too ({', '.join(KINDS)}); MAAVT_RETRY does the same")
     kinds = parser.parse_args(list(arguments)).retry + os.environ.get("MAAVT_RETRY", "").replace(",", " ").split()

@@ -22,12 +22,12 @@ from maavt.work import atomic, project_root, write_table
 
 def main(arguments: list[str] | None = None) -> None:
     """Score one model with both modalities and with either one alone."""
-    parser = argparse.ArgumentParser(prog="python -m maavt.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("maavt evaluate", description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"
     model, normalise, config = load_adapter(data / "models" / name)
-    place(model, pick_device())
+    model = place(model, pick_device()).for_inference()
     loader = Loader(data / "shards" / params.dataset, "test", batch=params.train.batch, image_size=params.image_size)
     blank = torch.tensor(loader.index["splits"]["train"]["frame_mean"])
 

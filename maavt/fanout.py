@@ -19,23 +19,13 @@ from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from typing import Any
 
-from maavt.errors import UserError
 from maavt.media import Rejected
+from maavt.work import default_workers
 
-IN_FLIGHT = 4  # items per worker that are being worked on, or done and waiting for their turn
+IN_FLIGHT = 16  # items per worker that are being worked on, or done and waiting behind one that takes long
 FAILED_STARTS = 10  # in a row, after which no further worker is started
 
 _spawn = multiprocessing.get_context("spawn")  # a forked copy of a process with threads (torch, FFmpeg) may hang
-
-
-def default_workers() -> int:
-    """MAAVT_WORKERS, or one worker per CPU core. Raises UserError for anything but a positive whole number."""
-    text = os.environ.get("MAAVT_WORKERS", "").strip()
-    if not text:
-        return os.cpu_count() or 1
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"MAAVT_WORKERS={text!r}: expected a positive whole number; set it to one, or unset it")
-    return int(text)
 
 
 def fan_out(

@@ -12,14 +12,13 @@ from maavt.sources import SOURCES
 from maavt.sources.lists import warnings
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Print the manifest, and warnings about splits that share sources on stderr."""
+    parser = argparse.ArgumentParser("maavt clips", description=__doc__)
     parser.add_argument("dataset", choices=SOURCES, help="a data set")
     parser.add_argument("--annotations", type=Path, metavar="DIR", help="the lists as the authors publish them "
                         "(default: those in the package)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the manifest, and warnings about splits that share sources on stderr."""
+    args = parser.parse_args(arguments)
     clips = SOURCES[args.dataset].clips(load_params(), args.annotations)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     columns = [field.name for field in fields(Clip)]
@@ -29,4 +28,3 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: {line}", file=sys.stderr)
     if missing := [split for split in SPLITS if split not in {clip.split for clip in clips}]:
         print(f"warning: no clip in {' and '.join(missing)}; give --annotations with the full list", file=sys.stderr)
-    return 0

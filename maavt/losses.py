@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maavt.models.maavt import Output
+from maavt.models.output import Output
 
 TEMPERATURE = 0.07
 
@@ -27,9 +27,12 @@ class Losses:
 def losses(output: Output, labels: Tensor) -> Losses:
     """The loss of a batch. `labels` (B,): the class, or -1 for background.
 
-    Class and contrastive losses are means over the foreground pairs alone; in a batch without any they are 0.
+    Where background is one more class of the softmax, the class loss is the cross-entropy over all pairs. Else class
+    and contrastive losses are means over the foreground pairs alone; in a batch without any they are 0.
     Nothing here waits for the device.
     """
+    if output.one_softmax:
+        return _one_softmax(output, labels)
     foreground = labels >= 0
     zero = output.logits.new_zeros(())
     background = zero
@@ -41,6 +44,13 @@ def losses(output: Output, labels: Tensor) -> Losses:
         background=background,
         contrastive=torch.stack(compared).mean() if compared else zero,
     )
+
+
+def _one_softmax(output: Output, labels: Tensor) -> Losses:
+    logits = torch.cat([output.logits, output.background[:, None]], 1)  # (B, C + 1)
+    zero = logits.new_zeros(())
+    labels = labels.masked_fill(labels < 0, logits.shape[1] - 1)
+    return Losses(classes=F.cross_entropy(logits, labels), background=zero, contrastive=zero)
 
 
 def contrastive(visual: Tensor, audio: Tensor, foreground: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from maavt.work import project_root
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Model = Literal["maavt"]
+Model = Literal["maavt", "lavish", "mbt"]
 Weights = str
 
 
@@ -138,6 +138,26 @@ class Maavt:
 
 
 @settings
+class Lavish:
+    """LAVISH; null takes what Table 7's counts need at the backbone's width."""
+
+    reduction: Count | None
+    latents: Count | None
+    batch_norm: bool | None
+    groups: Count
+    expansion: Annotated[int, Field(ge=0)]
+
+
+@settings
+class Mbt:
+    """MBT; its two ViTs learn at `encoder_rate` times train.learning_rate."""
+
+    bottlenecks: Annotated[int, Field(ge=0)]
+    fusion_layer: Annotated[int, Field(ge=0)] | None
+    encoder_rate: Annotated[float, Field(gt=0, le=1)]
+
+
+@settings
 class Benchmark:
     """The benchmark stage: what is timed, at which size, how often."""
 
@@ -167,6 +187,8 @@ class Params:
     shard: Shard
     train: Train
     maavt: Maavt
+    lavish: Lavish
+    mbt: Mbt
     benchmark: Benchmark
 
     @model_validator(mode="after")

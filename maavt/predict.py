@@ -1,5 +1,6 @@
 """One clip of the user's own -> its classes, second by second, as a line of JSON."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -10,21 +11,26 @@ from maavt.clips import BACKGROUND
 from maavt.errors import UserError
 from maavt.loader import BACKGROUND_LABEL, Batch
 from maavt.media import Rejected, decode
+from maavt.models import MODELS
 from maavt.params import Spectrogram
 from maavt.runtime import Prediction, pick_device, place, predict
 from maavt.spectrogram import spectrograms
 from maavt.work import project_root
 
 
-def predict_files(files: list[str], model_name: str) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Print one line of JSON per file: its seconds with their classes, or the reason why there are none.
 
     Raises UserError, after the last file, when some could not be read.
     """
-    model, normalise, config = load_adapter(project_root() / "data" / "models" / model_name)
-    place(model, pick_device())
+    parser = argparse.ArgumentParser("maavt predict", description=__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a video with sound")
+    parser.add_argument("--model", choices=sorted(MODELS), default="maavt", help="which trained model to ask")
+    options = parser.parse_args(arguments)
+    model, normalise, config = load_adapter(project_root() / "data" / "models" / options.model)
+    model = place(model, pick_device()).for_inference()
     failed = 0
-    for file in files:
+    for file in options.files:
         try:
             batch = read_pairs(Path(file), config)
         except Rejected as rejection:
@@ -35,8 +41,7 @@ def predict_files(files: list[str], model_name: str) -> int:
             answer = {"file": file, "pairs": [_as_json(prediction, config["classes"]) for prediction in found]}
         print(json.dumps(answer), flush=True)
     if failed:
-        raise UserError(f"{failed} of {len(files)} files could not be read; their lines say why")
-    return 0
+        raise UserError(f"{failed} of {len(options.files)} files could not be read; their lines say why")
 
 
 def read_pairs(path: Path, config: dict) -> Batch:

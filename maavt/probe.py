@@ -4,26 +4,25 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 
-from maavt.fanout import default_workers, fan_out
+from maavt.fanout import fan_out
 from maavt.media import MIN_COVERAGE, Rejected, decode
+from maavt.work import default_workers
 
 SECONDS = 10  # of each file, at most
 TIME_LIMIT = 60.0  # seconds for one file
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Print the verdicts in the order of the files, each as soon as it is known."""
+    parser = argparse.ArgumentParser("maavt probe", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="a video file with sound")
     parser.add_argument("--workers", type=_positive(int), help="files looked at at a time (default: MAAVT_WORKERS, "
                         "or the number of CPU cores)")
     parser.add_argument("--time-limit", type=_positive(float), default=TIME_LIMIT, metavar="SECONDS",
                         help="for one file (default: %(default)g)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the verdicts in the order of the files, each as soon as it is known; 0 whatever they are."""
-    for verdict in probe(args.files, workers=args.workers, time_limit=args.time_limit):
+    options = parser.parse_args(arguments)
+    for verdict in probe(options.files, workers=options.workers, time_limit=options.time_limit):
         print(json.dumps(verdict), flush=True)
-    return 0
 
 
 def probe(paths: Sequence[str], *, workers: int | None = None, time_limit: float = TIME_LIMIT) -> Iterator[dict]:

@@ -1,5 +1,6 @@
 """Stage report: one page, data/report/index.html, that opens without a server and shows the result."""
 
+import argparse
 import base64
 import csv
 import io
@@ -24,8 +25,9 @@ INK, HUES = "#1c2b33", ("#2a6f97", "#e07a2f", "#4c956c")
 EXAMPLES = 12
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Draw what the other stages found. Models that params.yaml does not name are left out."""
+    argparse.ArgumentParser("maavt report", description=__doc__).parse_args(arguments)
     params, data = load_params(), project_root() / "data"
     try:
         results = [{"name": name, **_result(data, name)} for name in params.models]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from maavt.errors import UserError
 from maavt.loader import Batch
-from maavt.models.vit import use_fused_attention
 
 
 def pick_device() -> torch.device:
@@ -37,14 +36,8 @@ def compute_type(device: torch.device) -> torch.dtype:
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Put a model on the device, its frozen backbone once and for all in the compute type.
-
-    On a CPU plain matrix products beat the fused attention kernel (1.6 x at 65 tokens in bf16); on a GPU it is the
-    other way round.
-    """
-    model.to(device)
-    model.backbone.to(compute_type(device))
-    use_fused_attention(model.backbone, device.type != "cpu")
+    """Put a model on the device and have it multiply in the compute type; frozen weights are kept in it."""
+    model.to(device).set_compute_type(compute_type(device))
     return model
 
 
@@ -90,10 +83,10 @@ def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *
             silence: bool = False, blank: Tensor | None = None) -> Iterator[Prediction]:
     """What the model says of every pair, in order.
 
-    With `background`, a pair is background where the binary head says so, else it is the best class. `silence`
+    With `background`, a pair is background where the model says so, else it is the best class. `silence`
     replaces every spectrogram with the training mean, `blank` (3,), 0 to 255, every picture with that colour.
     """
-    device = model.head.weight.device
+    device = next(model.parameters()).device
     model.eval()
     for batch in batches:
         frames, sound, _ = normalise(batch, device)
@@ -103,10 +96,11 @@ def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *
             mean, std = (torch.tensor(values) * 255 for values in (normalise.image_mean, normalise.image_std))
             frames = ((blank - mean) / std).to(device)[:, None, None].expand_as(frames)
         output = model(frames, sound)
-        chance, best = output.logits.softmax(-1).max(-1)
+        classes, empty = output.probabilities()
+        chance, best = classes.max(-1)
         predicted = best
         if background:
-            predicted, empty = output.predicted(), output.background.sigmoid()
+            predicted = output.predicted()
             chance = torch.where(predicted < 0, empty, chance * (1 - empty))
         rows = zip(batch.keys, batch.seconds, batch.labels.tolist(), predicted.tolist(), best.tolist(),
                    chance.tolist(), strict=True)

@@ -5,6 +5,7 @@ KEY.spectrogram.npy (pairs, frames, bins) float16, and KEY.json. A clip that can
 A killed run goes on with the first shard that is not finished.
 """
 
+import argparse
 import io
 import json
 import random
@@ -42,8 +43,9 @@ class Sample:
     frame_sums: tuple[float, ...]  # pixels, red, green, blue (0 to 255)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Shard all splits, then move the whole folder into place."""
+    argparse.ArgumentParser("maavt shard", description=__doc__).parse_args(arguments)
     params = load_params()
     raw = project_root() / "data" / "raw" / params.dataset
     clips, labels = read_manifest(raw)

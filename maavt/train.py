@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 from dvclive import Live
+from scmrepo.exceptions import SCMError
+from timm.models.vision_transformer import VisionTransformer
 
 from maavt.adapter import save_adapter, trained_weights
 from maavt.backbone import load_backbone, read_origin
@@ -27,7 +29,7 @@ from maavt.work import atomic, project_root, publish, workspace
 
 def main(arguments: list[str] | None = None) -> None:
     """Train one model and move what was trained into place."""
-    parser = argparse.ArgumentParser(prog="python -m maavt.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("maavt train", description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"
@@ -66,8 +68,8 @@ class Training:
         self.mining = 0.0 if index["background"] else getattr(getattr(params, name), "mining", 0.0)
         self.device = pick_device()
         self.model = place(create_model(name, backbone, self.settings), self.device)
-        self.trained = train_only(self.model, self.model.trained() + self.model.training_only())
-        self.optimizer = torch.optim.AdamW(self.trained, lr=params.train.learning_rate,
+        train_only(self.model, self.model.trained() + self.model.training_only())
+        self.optimizer = torch.optim.AdamW(_groups(self.model, name, params),
                                            weight_decay=params.train.weight_decay, fused=True)
         pairs, batch = loaders["train"].pairs, params.train.batch
         self.steps = max(pairs // batch, 1)
@@ -77,7 +79,12 @@ class Training:
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
         self._resume()
-        with Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+        try:
+            live = Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None)
+        except SCMError as error:
+            raise UserError(f"git: {error}; DVC needs a repository with a commit, make one here: git init && "
+                            "git add . && git commit -m start") from None
+        with live:
             for scores in self.history:
                 _log(live, scores)
             while self.epoch < self.params.train.epochs:
@@ -176,10 +183,22 @@ class Training:
         }
 
 
+def _groups(model: torch.nn.Module, name: str, params: Params) -> list[dict]:
+    """What is trained, with its learning rate: a tuned ViT (MBT) needs a smaller one than what begins anew."""
+    rate = params.train.learning_rate
+    own = rate * getattr(getattr(params, name), "encoder_rate", 1.0)
+    tuned = [p for part in model.children() if isinstance(part, VisionTransformer) for p in part.parameters()]
+    held = {id(parameter) for parameter in tuned}
+    fresh = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
+    tuned = [parameter for parameter in tuned if parameter.requires_grad]
+    return [{"params": fresh, "lr": rate}] + ([{"params": tuned, "lr": own}] if tuned else [])
+
+
 def _schedule(optimizer: torch.optim.Optimizer, params: Params, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     train = params.train
     if train.schedule == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, train.learning_rate, total_steps=train.epochs * steps + 1)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=train.epochs * steps + 1)
     return torch.optim.lr_scheduler.StepLR(optimizer, train.step_epochs * steps, gamma=0.1)
 
 

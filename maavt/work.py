@@ -5,6 +5,7 @@ it is finished.
 """
 
 import csv
+import errno
 import fcntl
 import hashlib
 import json
@@ -114,7 +115,12 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        yield temporary
+        try:
+            yield temporary
+        except Exception as error:
+            if shutil.disk_usage(path.parent).free < 1 << 16:  # torch and safetensors name it otherwise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
         with open(temporary, "rb") as file:
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())

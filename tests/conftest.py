@@ -51,13 +51,13 @@ def made(tmp_path_factory) -> Path:
     folder = make_project(tmp_path_factory.mktemp("made") / "a project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        download.main()
-        backbone.main()
-        shard.main()
+        download.main([])
+        backbone.main([])
+        shard.main([])
         train.main([])
         evaluate.main([])
-        benchmark.main()
-        report.main()
+        benchmark.main([])
+        report.main([])
     return folder
 
 

@@ -35,7 +35,7 @@ def test_weights_of_a_path_are_taken_as_they_are(project):
     weights = create_backbone(NAME).state_dict()
     save_file(weights, project / "mine.safetensors")
     use(project, weights="mine.safetensors")
-    backbone.main()
+    backbone.main([])
     kept = load_file(project / f"data/backbone/{NAME}.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in weights.items())
 
@@ -49,14 +49,14 @@ def test_weights_that_cannot_be_read_are_named(project, content, told):
         (project / "mine.safetensors").write_bytes(content)
     use(project, weights="mine.safetensors")
     with pytest.raises(UserError, match=told):
-        backbone.main()
+        backbone.main([])
 
 
 def test_weights_that_do_not_fit_are_refused(project):
     save_file(create_backbone("vit_small_patch16_224").state_dict(), project / "mine.safetensors")
     use(project, weights="mine.safetensors")
     with pytest.raises(UserError, match=f"does not fit {NAME}"):
-        backbone.main()
+        backbone.main([])
 
 
 def test_a_hub_out_of_reach_is_an_error_and_leaves_the_old_weights(project):

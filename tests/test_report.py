@@ -24,11 +24,11 @@ def test_names_in_the_data_cannot_inject_markup(project):
     rejects = project / "data/shards/synth/rejects.csv"
     rejects.unlink()
     rejects.write_text("key,split,label,stage,reason\n<script>alert(1)</script>,train,a,download,gone\n")
-    report.main()
+    report.main([])
     assert "<script>" not in (project / "data/report/index.html").read_text()
 
 
 def test_without_an_evaluation_the_error_says_what_to_run(project):
     (project / "data/eval/maavt/metrics.json").unlink()
     with pytest.raises(UserError, match="no .*metrics.json; run the stages before the report first"):
-        report.main()
+        report.main([])

@@ -67,7 +67,7 @@ def test_clips_that_cannot_be_used_are_in_the_rejects_with_the_reason(project):
     write_manifest(raw, [*clips[:2], lost, *clips[3:]], labels)
     settings = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(settings.replace("min_coverage: 0.95", "min_coverage: 0.5"))
-    shard.main()
+    shard.main([])
     assert [(r["key"], r["stage"], r["reason"]) for r in rejects(project)] == [
         ("train-00000", "shard", "not media"), ("train-00001", "shard", "missing file"),
         ("train-00002", "download", "gone")]
@@ -79,7 +79,7 @@ def test_too_many_rejects_fail_the_stage_with_the_table_of_reasons(project):
     for clip in list((project / "data/raw/synth/train").glob("*.mp4"))[:5]:
         clip.write_bytes(b"")
     with pytest.raises(UserError, match=r"13 of 18 clips can be used(.|\n)*5  shard: empty file"):
-        shard.main()
+        shard.main([])
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(project):

@@ -1,12 +1,17 @@
 """The audio-visual models: one name, one module, one way to make them."""
 
+from dataclasses import fields
+
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from maavt.models.lavish import LAVISH, LavishConfig
 from maavt.models.maavt import MAAVT, MaavtConfig
+from maavt.models.mbt import MBT, MbtConfig
+from maavt.models.vit import check_plain
 from maavt.params import Params
 
-MODELS = {"maavt": (MAAVT, MaavtConfig)}
+MODELS = {"maavt": (MAAVT, MaavtConfig), "lavish": (LAVISH, LavishConfig), "mbt": (MBT, MbtConfig)}
 
 
 def create_model(name: str, backbone: VisionTransformer, settings: dict) -> nn.Module:
@@ -16,12 +21,18 @@ def create_model(name: str, backbone: VisionTransformer, settings: dict) -> nn.M
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; expected one of {', '.join(MODELS)}")
+    check_plain(backbone)
     model, config = MODELS[name]
     return model(backbone, config(**settings))
 
 
 def model_settings(name: str, params: Params, *, classes: int, background: bool) -> dict:
-    """The settings of a model for a data set with so many classes, which labels background or does not."""
-    own = vars(getattr(params, name)).copy()
-    mining = own.pop("mining", 0)
-    return {"classes": classes, "background": background or mining > 0, "tokens": params.tokens, **own}
+    """The settings of a model for a data set with so many classes, which labels background or does not.
+
+    MA-AVT alone makes background of its own where the data set labels none (mining).
+    """
+    _, config = MODELS[name]
+    own = {"tokens": params.tokens, **vars(getattr(params, name))}
+    known = {field.name for field in fields(config)}
+    return {**{key: value for key, value in own.items() if key in known},
+            "classes": classes, "background": background or own.get("mining", 0) > 0}

@@ -11,7 +11,9 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from maavt.models.vit import attention_scores, check_heads, embed_patches, run_block
+from maavt.models.inference import FastPatches, constant, fast_blocks
+from maavt.models.output import Output
+from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, run_block
 
 LSA_HEADS = 8
 PROJECTOR_OUTPUTS = {"mlp": 256, "linear": 512}
@@ -38,20 +40,6 @@ class MaavtConfig:
             raise ValueError(f"projector: {self.projector!r}; expected one of {', '.join(PROJECTOR_OUTPUTS)}")
         if self.contrastive not in ("blockwise", "final", "off"):
             raise ValueError(f"contrastive: {self.contrastive!r}; expected blockwise, final or off")
-
-
-@dataclass
-class Output:
-    """What a model says of a batch of pairs; `projections` only in training."""
-
-    logits: Tensor  # (B, C)
-    background: Tensor | None = None  # (B,) logits of the binary head
-    projections: list[tuple[Tensor, Tensor]] | None = None  # (visual, audio) per compared block, (B, P) each
-
-    def predicted(self) -> Tensor:
-        """(B,): -1 (background) where the binary head says so, else the best class."""
-        best = self.logits.argmax(-1)
-        return best if self.background is None else best.masked_fill(self.background > 0, -1)
 
 
 class Prompts(nn.Module):
@@ -105,6 +93,14 @@ class MAAVT(nn.Module):
         """Names of what is trained but discarded afterwards, and not counted: the projectors (section C)."""
         return ["visual_projectors", "audio_projectors"] if len(self.visual_projectors) else []
 
+    def set_compute_type(self, kind: torch.dtype) -> None:
+        """Keep the frozen weights in the type that they are multiplied in."""
+        self.backbone.to(kind)
+
+    def for_inference(self, kind: torch.dtype | None = None, *, pack: bool = True) -> nn.Module:
+        """A copy for inference alone, in the compute type or in another; `pack` is False for torch.compile."""
+        return MaavtInference(self, kind or self.backbone.patch_embed.proj.weight.dtype, pack)
+
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
         x, patches = self._tokens(frames, spectrograms)  # (2 B, N, D): visual, then audio
         shared = slice(x.shape[1] - self.config.tokens, None) if "shared" in self.prompts else None
@@ -134,30 +130,57 @@ class MAAVT(nn.Module):
         x, patches = self._tokens(frames, spectrograms)
         *blocks, last = self.backbone.blocks
         for block in blocks:
-            x = block(x)
+            x = run_block(block, x)
         scores = attention_scores(last, x, query=0)[:, 1 : 1 + patches].float()
         return tuple(scores.softmax(-1).chunk(2))
 
     def _tokens(self, frames: Tensor, spectrograms: Tensor) -> tuple[Tensor, int]:
         """Both streams as one batch (2 B, N, D), and the number of patches."""
         kind = self.backbone.patch_embed.proj.weight.dtype
-        sound = spectrograms[:, None].expand(-1, 3, -1, -1)
-        patches = embed_patches(self.backbone, torch.cat([frames.to(kind), sound.to(kind)]))
+        patches = embed_patches(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)]))
+        learned = self.learned_tokens().to(kind).repeat_interleave(len(frames), 0)  # (2 B, 1 + M, D)
+        return torch.cat([learned[:, :1], patches, learned[:, 1:]], 1), patches.shape[1]
+
+    def learned_tokens(self) -> Tensor:
+        """All tokens but the patches, of the visual and the audio stream, class prompt first: (2, 1 + M, D)."""
         position = self.backbone.pos_embed[0, :1]
         made = {name: prompts() for name, prompts in self.prompts.items()}
         background = [self.background_prompt] if self.config.background else []
-        learned = [  # all but the patches, (1 + M, D) per stream
+        return torch.stack([
             torch.cat([self.class_prompt + position, *background, *(made[g] for g in (stream, "shared") if g in made)])
             for stream in ("visual", "audio")
-        ]
-        learned = torch.stack(learned).to(kind).repeat_interleave(len(frames), 0)  # (2 B, 1 + M, D)
-        return torch.cat([learned[:, :1], patches, learned[:, 1:]], 1), patches.shape[1]
+        ])
 
     def _project(self, block: int, shared: Tensor) -> tuple[Tensor, Tensor]:
         """The mean shared prompt of each stream through the block's projectors, of length 1: (B, P) each."""
         visual, audio = shared.float().mean(1).chunk(2)
         return (nn.functional.normalize(self.visual_projectors[block](visual), dim=-1),
                 nn.functional.normalize(self.audio_projectors[block](audio), dim=-1))
+
+
+class MaavtInference(nn.Module):
+    """MA-AVT for inference: prompts with their attention folded into constants, projectors gone, both streams in one
+    pass whose last block is computed for the class and background tokens alone."""
+
+    def __init__(self, model: MAAVT, kind: torch.dtype, pack: bool):
+        super().__init__()
+        vit, self.background = model.backbone, model.config.background
+        self.see, self.hear = FastPatches(vit, kind, pack, channels=3), FastPatches(vit, kind, pack, channels=1)
+        self.blocks, self.norm = fast_blocks(vit, kind, pack), constant(vit.norm, kind)
+        self.register_buffer("learned", model.learned_tokens().detach().to(kind), persistent=False)  # (2, 1 + M, D)
+        self.head = constant(model.head, torch.float32)
+        self.background_head = constant(model.background_head, torch.float32) if self.background else None
+
+    def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
+        read = 1 + self.background
+        x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])  # (2 B, N, D)
+        learned = self.learned.repeat_interleave(len(frames), 0)
+        x = torch.cat([learned, x], 1)  # what is read first; attention does not see the order
+        for block in self.blocks:
+            x = block(x, read if block.last else None)
+        summary = torch.cat(self.norm(x).float().chunk(2), -1)  # (B, read, 2 D)
+        return Output(self.head(summary[:, 0]),
+                      self.background_head(summary[:, 1])[:, 0] if self.background else None)
 
 
 def _projector(kind: str, width: int) -> nn.Module:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -16,43 +17,93 @@ def embed_patches(vit: VisionTransformer, images: Tensor) -> Tensor:
     return vit.patch_embed(images) + vit.pos_embed[:, vit.num_prefix_tokens :]
 
 
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """CLS and patch tokens with their position embeddings: (B, 3, S, S) -> (B, 1 + N, D)."""
+    patches = embed_patches(vit, images)
+    cls = (vit.cls_token + vit.pos_embed[:, :1]).to(patches.dtype)
+    return torch.cat([cls.expand(len(patches), -1, -1), patches], 1)
+
+
+def as_images(spectrograms: Tensor) -> Tensor:
+    """A spectrogram as three equal channels: (B, S, S) -> (B, 3, S, S)."""
+    return spectrograms[:, None].expand(-1, 3, -1, -1)
+
+
+def self_attention(block: Block, x: Tensor, read: slice | None = None) -> Tensor:
+    """What the attention of a block adds to the tokens `read` (default all): (B, N, D) -> (B, read, D)."""
+    attention, y = block.attn, block.norm1(x)
+    weight, bias, width = attention.qkv.weight, attention.qkv.bias, x.shape[-1]
+    if read is None:
+        q, k, v = split_heads(F.linear(y, weight, bias), 3, attention.num_heads)
+    else:
+        (q,) = split_heads(F.linear(y[:, read], weight[:width], bias[:width]), 1, attention.num_heads)
+        k, v = split_heads(F.linear(y, weight[width:], bias[width:]), 2, attention.num_heads)
+    return block.ls1(attention.proj(attend(q, k, v)))
+
+
+def feed_forward(block: Block, x: Tensor) -> Tensor:
+    """What the MLP of a block adds to (B, N, D)."""
+    return block.ls2(block.mlp(block.norm2(x)))
+
+
 def run_block(block: Block, x: Tensor, read: slice | None = None) -> Tensor:
     """One transformer block on (B, N, D). With `read`, only those tokens are computed, exactly: (B, read, D)."""
-    if read is None:
-        return block(x)
-    attention, y = block.attn, block.norm1(x)
-    heads = attention.num_heads
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    width = x.shape[-1]
-    q = F.linear(y[:, read], weight[:width], bias[:width])  # (B, read, D)
-    kv = F.linear(y, weight[width:], bias[width:])  # (B, N, 2 D)
-    q = q.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, read, D/H)
-    k, v = kv.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, D/H) each
-    out = attend(attention.q_norm(q), attention.k_norm(k), v, fused=attention.fused_attn)
-    x = x[:, read] + block.ls1(attention.proj(out.transpose(1, 2).flatten(2)))
-    return x + block.ls2(block.mlp(block.norm2(x)))
+    x = (x if read is None else x[:, read]) + self_attention(block, x, read)
+    return x + feed_forward(block, x)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
-    """Softmax attention (B, H, N, D/H), by the fused kernel or by plain matrix products."""
-    if fused:
-        return F.scaled_dot_product_attention(q, k, v)
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """(B, N, parts D) -> parts times (B, H, N, D/H)."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of (B, H, N, D/H), with the kernel that is faster here: (B, N, D)."""
+    kernel = fused_attention if prefers_fused(q) else plain_attention
+    return kernel(q, k, v).transpose(1, 2).flatten(2)
+
+
+def prefers_fused(q: Tensor) -> bool:
+    """Whether the fused kernel is the faster one for these queries.
+
+    Measured (attention.csv of the benchmark stage measures it again): on a GPU always. On a CPU only forwards: in
+    bf16 it takes 0.65 of the plain time at 208 tokens and 0.8 at 65, but with the backward pass 2.4 and 6 times it.
+    """
+    return q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by one kernel."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by matrix products. Copying the heads together first pays: strided products are slower still."""
+    q, k, v = (part.contiguous() for part in (q, k, v))
+    return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
 
 
 def attention_scores(block: Block, x: Tensor, query: int) -> Tensor:
     """Scores before the softmax from token `query` to all, averaged over heads: (B, N, D) -> (B, N)."""
-    attention, width = block.attn, x.shape[-1]
-    q, k, _ = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
-    q, k = attention.q_norm(q[:, query]), attention.k_norm(k)  # (B, H, D/H), (B, N, H, D/H)
-    scale = (width // attention.num_heads) ** -0.5
-    return torch.einsum("bhd,bnhd->bhn", q * scale, k).mean(1)
+    heads = block.attn.num_heads
+    q, k, _ = split_heads(block.attn.qkv(block.norm1(x)), 3, heads)
+    return (q[:, :, query : query + 1] * q.shape[-1] ** -0.5 @ k.mT)[:, :, 0].mean(1)
 
 
-def use_fused_attention(vit: VisionTransformer, fused: bool) -> None:
-    """Choose the attention kernel of every block."""
+def check_plain(vit: VisionTransformer) -> None:
+    """Raises ValueError for a Vision Transformer with parts that the code here does not know, and names them."""
+    strange = [name for name in ("norm_pre", "fc_norm") if not isinstance(getattr(vit, name), nn.Identity)]
+    if vit.pos_embed.shape[1] != vit.patch_embed.num_patches + 1:
+        strange.append("pos_embed without a place for the CLS token")
     for block in vit.blocks:
-        block.attn.fused_attn = fused
+        if type(block) is not Block or type(block.attn) is not Attention:
+            strange.append(f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}")
+            continue
+        parts = (block.attn.q_norm, block.attn.k_norm, block.attn.norm, getattr(block.mlp, "norm", nn.Identity()))
+        if not all(isinstance(part, nn.Identity) for part in parts) or block.attn.gate or block.attn.qkv.bias is None:
+            strange.append("attention or MLP with norms, gates, or without bias")
+    if strange:
+        raise ValueError(f"the backbone is no plain Vision Transformer: it has {', '.join(dict.fromkeys(strange))}")
 
 
 def train_only(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:

@@ -111,14 +111,14 @@ def test_what_precedes_the_break_of_a_truncated_tar_is_kept(tmp_path, share):
 
 
 def test_a_damaged_tar_is_called_broken_and_what_precedes_is_kept(tmp_path):
-    clips = {f"{n}.mp4": os.urandom(10_000) for n in range(20)}
+    clips = {f"{n}.mp4": os.urandom(100_000) for n in range(20)}
     path = write_tar(tmp_path / "a.tar.gz", [member(name, data) for name, data in clips.items()])
     data = bytearray(path.read_bytes())
     data[len(data) // 2 :] = os.urandom(len(data) - len(data) // 2)
     path.write_bytes(data)
     result, files = run(path, tmp_path)
     assert result.broken
-    assert all(files[f"{n}.mp4"] == clips[f"{n}.mp4"] for n in range(9))
+    assert all(files[f"{n}.mp4"] == clips[f"{n}.mp4"] for n in range(8))
 
 
 @pytest.mark.parametrize("data", [b"", b"not an archive", b"\x1f\x8b", os.urandom(100_000)])

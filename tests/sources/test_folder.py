@@ -167,7 +167,7 @@ def test_a_table_with_given_splits_goes_through_the_stages(tmp_path):
         writer.writerows(rows)
     project = make_project(tmp_path / "project", dataset="folder", folder={"root": str(small), "table": "clips.csv"})
     for stage in ("download", "shard"):
-        subprocess.run([sys.executable, "-m", f"maavt.{stage}"], cwd=project, check=True, capture_output=True,
+        subprocess.run([sys.executable, "-m", "maavt.cli", stage], cwd=project, check=True, capture_output=True,
                        env={"PATH": "/usr/bin", "PYTHONPATH": str(ROOT)})
     clips, labels = read_manifest(project / "data" / "raw" / "folder")
     assert len(clips) == len(rows) and labels.classes == tuple("0123456789")

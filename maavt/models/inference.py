@@ -1,0 +1,136 @@
+"""A Vision Transformer for inference alone: constants folded, weights in the compute type and laid out for it.
+
+Equal to the form that is trained, but for rounding. B batch, N tokens, D width, H heads.
+"""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from maavt.models.vit import attend, split_heads
+
+ROWS = 4096  # tokens of a batch that oneDNN lays weights out for; other batches work as well
+
+
+class Linear(nn.Module):
+    """A linear layer of constants. On a CPU with bf16 the weight lies as oneDNN multiplies it (`pack`), which
+    F.linear would bring about anew at every call; a compiled graph does that itself and cannot read a packed one."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: torch.dtype, pack: bool):
+        super().__init__()
+        weight, self.packed = weight.detach().to(kind).contiguous(), None
+        self.register_buffer("bias", None if bias is None else bias.detach().to(kind), persistent=False)
+        if pack and kind == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        else:
+            self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
+
+
+class FastBlock(nn.Module):
+    """A timm block with LayerScale folded into its weights; `last` is read at its first tokens alone."""
+
+    def __init__(self, block: Block, kind: torch.dtype, pack: bool, last: bool = False):
+        super().__init__()
+        attention, mlp = block.attn, block.mlp
+        self.heads, self.last = attention.num_heads, last
+        self.norm1, self.norm2 = constant(block.norm1, kind), constant(block.norm2, kind)
+        weight, bias, width = attention.qkv.weight, attention.qkv.bias, attention.qkv.in_features
+        self.qkv = None if last else Linear(weight, bias, kind, pack)
+        self.q = Linear(weight[:width], bias[:width], kind, pack) if last else None
+        self.kv = Linear(weight[width:], bias[width:], kind, pack) if last else None
+        self.proj = _scaled(attention.proj, block.ls1, kind, pack)
+        self.fc1 = Linear(mlp.fc1.weight, mlp.fc1.bias, kind, pack)
+        self.act = mlp.act
+        self.fc2 = _scaled(mlp.fc2, block.ls2, kind, pack)
+
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, read, D) from the last block."""
+        x = self.attention(x, read).add_(x[:, :read])
+        return self.mlp(x).add_(x)
+
+    def attention(self, x: Tensor, read: int | None = None) -> Tensor:
+        """What the attention adds to the first `read` tokens (default all)."""
+        y = self.norm1(x)
+        if self.last:
+            (q,), (k, v) = split_heads(self.q(y[:, :read]), 1, self.heads), split_heads(self.kv(y), 2, self.heads)
+        else:
+            q, k, v = split_heads(self.qkv(y), 3, self.heads)
+        return self.proj(attend(q, k, v))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """What the MLP adds."""
+        return self.fc2(self.act(self.fc1(self.norm2(x))))
+
+
+class FastPatches(nn.Module):
+    """Patch tokens with their position embeddings, by one matrix product: (B, channels, S, S) -> (B, N, D).
+
+    One channel (a spectrogram) stands for three equal ones; their weights are summed.
+    """
+
+    def __init__(self, vit: VisionTransformer, kind: torch.dtype, pack: bool, channels: int):
+        super().__init__()
+        weight = vit.patch_embed.proj.weight  # (D, 3, P, P)
+        weight = weight.float().sum(1, keepdim=True) if channels == 1 else weight
+        self.size, self.kind = vit.patch_embed.patch_size[0], kind
+        self.proj = Linear(weight.flatten(1), vit.patch_embed.proj.bias, kind, pack)
+        self.register_buffer("position", vit.pos_embed[:, vit.num_prefix_tokens :].detach().to(kind), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = self.size
+        patches = images.to(self.kind).unflatten(3, (-1, size)).unflatten(2, (-1, size))  # (B, C, rows, P, columns, P)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C P P)
+        return self.proj(patches).add_(self.position)
+
+
+def fast_blocks(vit: VisionTransformer, kind: torch.dtype, pack: bool, shorten: bool = True) -> nn.ModuleList:
+    """The blocks of a ViT; with `shorten` the last one is made for reading its first tokens alone."""
+    last = len(vit.blocks) - 1
+    return nn.ModuleList(FastBlock(block, kind, pack, shorten and number == last)
+                         for number, block in enumerate(vit.blocks))
+
+
+def constant(module: nn.Module, kind: torch.dtype) -> nn.Module:
+    """A copy of a module in the compute type that needs no gradients."""
+    return copy.deepcopy(module).to(kind).eval().requires_grad_(False)
+
+
+def _scaled(linear: nn.Linear, scale: nn.Module, kind: torch.dtype, pack: bool) -> Linear:
+    """A linear layer with the LayerScale after it (where there is one) folded in."""
+    weight, bias = linear.weight, linear.bias
+    if not isinstance(scale, nn.Identity):
+        weight, bias = weight.float() * scale.gamma[:, None].float(), bias.float() * scale.gamma.float()
+    return Linear(weight, bias, kind, pack)
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU, or None."""
+    return next(filter(None, (shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))), None)
+
+
+def compiled(form: nn.Module) -> Callable:
+    """A form made with `pack=False` as one frozen, compiled graph per batch size; the first call takes a minute.
+
+    Raises RuntimeError when there is no C++ compiler on a machine without a GPU.
+    """
+    if next(form.buffers()).device.type == "cpu" and not cpp_compiler():
+        raise RuntimeError("torch.compile needs a C++ compiler (g++ or clang++, or the one that CXX names), and there "
+                           "is none on the PATH; do without compiling, or install one")
+    graph = torch.compile(form, dynamic=False)
+
+    def run(*pairs: Tensor):
+        with torch._inductor.config.patch(freezing=True), torch.no_grad():
+            return graph(*pairs)
+
+    return run

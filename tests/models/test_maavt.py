@@ -1,0 +1,199 @@
+import re
+
+import pytest
+import torch
+from reference import CLASSES, disagreements, layer_scale_vit, load_vit, random_pairs, read_golden, tiny_vit
+from torch import Tensor
+
+from maavt.losses import losses
+from maavt.models import create_model
+from maavt.models.maavt import MAAVT, MaavtConfig
+from maavt.models.vit import train_only
+
+BOTH = pytest.mark.parametrize("golden", ["maavt_no_background", "maavt_background"])
+NAMES = {  # the authors' -> ours
+    "audio_tokens": "prompts.audio.tokens", "visual_tokens": "prompts.visual.tokens",
+    "shared_tokens": "prompts.shared.tokens", "bg_cls_token": "background_prompt",
+    "audio_attn.": "prompts.audio.attention.", "visual_attn.": "prompts.visual.attention.",
+    "shared_attn.": "prompts.shared.attention.", "audio_proj.": "audio_projectors.",
+    "vis_proj.": "visual_projectors.", "fg_class.": "head.", "bg_class.": "background_head.",
+}
+
+
+def ours(name: str) -> str:
+    start = next(start for start in NAMES if name == start or name.startswith(start) and start.endswith("."))
+    return NAMES[start] + name.removeprefix(start)
+
+
+def settings(**changes) -> dict:
+    return {"classes": CLASSES, "background": True, "tokens": 2, **changes}
+
+
+def make(**changes) -> MAAVT:
+    return MAAVT(tiny_vit(), MaavtConfig(**settings(**changes)))
+
+
+def golden_model(golden: str, contrastive: str = "blockwise") -> tuple[MAAVT, dict]:
+    """Our model with the authors' weights, and their numbers. `final` has the last block's projectors alone."""
+    theirs = read_golden(golden)
+    vit = tiny_vit()
+    load_vit(vit, theirs["weight"], "ViT.v.")
+    model = MAAVT(vit, MaavtConfig(**settings(background=golden == "maavt_background", projector="linear",
+                                              contrastive=contrastive)))
+    weights = {ours(name): tensor for name, tensor in theirs["weight"].items()
+               if not name.startswith(("ViT.", "logit_scale."))}  # their trained temperature is never used
+    if contrastive == "final":
+        weights = {re.sub(r"(projectors)\.2", r"\1.0", name): tensor for name, tensor in weights.items()
+                   if not re.search(r"projectors\.[01]", name)}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert all(name == "class_prompt" or name.startswith("backbone.") for name in missing)
+    train_only(model, model.trained() + model.training_only())
+    return model.train(), theirs  # nothing in it differs between train and eval but the projections
+
+
+def run(model: MAAVT, theirs: dict) -> dict[str, Tensor]:
+    """What the golden file holds below out/, computed by our model."""
+    pairs, labels = (theirs["in"]["image"], theirs["in"]["audio"]), theirs["in"]["label"]
+    output = model(*pairs)
+    parts = losses(output, labels)
+    return {
+        "fg_logits": output.logits, "bg_logits": output.background, "loss": parts.total, "fg_loss": parts.classes,
+        "bg_loss": parts.background, "contrastive_loss": parts.contrastive,
+        "visual_attention": model.attention_map(*pairs)[0],
+    }
+
+
+@BOTH
+def test_logits_losses_and_attention_are_those_of_the_authors(golden):
+    model, theirs = golden_model(golden)
+    assert set(theirs["out"]) >= {"fg_logits", "loss", "contrastive_loss", "visual_attention"}
+    assert not disagreements(run(model, theirs), theirs["out"], 1e-5)
+
+
+@BOTH
+def test_gradients_are_those_of_the_authors(golden):
+    model, theirs = golden_model(golden)
+    run(model, theirs)["loss"].backward()
+    mine = {name: model.get_parameter(ours(name)).grad for name in theirs["grad"]}
+    assert len(mine) > 20
+    assert not disagreements(mine, theirs["grad"], 1e-4)
+
+
+@BOTH
+def test_the_golden_files_tell_a_weight_that_is_off_by_a_thousandth(golden):
+    model, theirs = golden_model(golden)
+    generator = torch.Generator().manual_seed(0)
+
+    def agrees() -> bool:
+        return not disagreements(run(model, theirs), theirs["out"], 1e-5)
+
+    for name, weight in model.requires_grad_(False).named_parameters():
+        if re.search(r"projectors\.\d\.bias", name):
+            continue  # a thousandth there moves the contrastive loss by less than the tolerance
+        kept = weight.detach().clone()
+        weight.data += 1e-3 * torch.empty_like(weight).bernoulli_(generator=generator).mul(2).sub(1)
+        assert not agrees(), name
+        weight.data = kept
+    assert agrees()
+
+
+@BOTH
+def test_evaluation_says_the_same_as_training_without_projections(golden):
+    model, theirs = golden_model(golden)
+    output = model.eval()(theirs["in"]["image"], theirs["in"]["audio"])
+    assert output.projections is None
+    assert not disagreements({"fg_logits": output.logits}, {"fg_logits": theirs["out"]["fg_logits"]}, 1e-5)
+
+
+def test_only_the_declared_parameters_get_gradients():
+    model = make()
+    trained = train_only(model, model.trained() + model.training_only())
+    losses(model.train()(*random_pairs()), torch.arange(6) - 1).total.backward()
+    assert {id(p) for p in model.parameters() if p.grad is not None} == {id(p) for p in trained}
+    assert all(p.grad is None and not p.requires_grad for p in model.backbone.parameters())
+
+
+def test_a_declared_name_that_no_parameter_has_is_refused():
+    with pytest.raises(ValueError, match=r"MAAVT declares trained parameters that it does not have: \['hed'\]"):
+        train_only(make(), ["head", "hed"])
+
+
+def test_a_name_does_not_cover_others_that_begin_like_it():
+    model = make()
+    train_only(model, ["head"])
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize("changes, gone", [
+    ({"unimodal_prompts": False}, ("prompts.audio", "prompts.visual")),
+    ({"shared_prompts": False, "contrastive": "off"}, ("prompts.shared", "audio_projectors", "visual_projectors")),
+    ({"lsa": False}, ("prompts.audio.attention", "prompts.visual.attention", "prompts.shared.attention")),
+    ({"contrastive": "off"}, ("audio_projectors", "visual_projectors")),
+    ({"contrastive": "final"}, ("audio_projectors.1", "audio_projectors.2", "visual_projectors.1")),
+    ({"background": False}, ("background_prompt", "background_head")),
+    ({"tokens": 0, "contrastive": "off"}, ("prompts",)),
+])
+def test_an_ablation_removes_its_part_and_still_trains(changes, gone):
+    whole = {name for name, _ in make().named_parameters()}
+    model = make(**changes)
+    names = {name for name, _ in model.named_parameters()}
+    assert names <= whole
+    for part in gone:
+        assert any(name.startswith(part) for name in whole)
+        assert not any(name == part or name.startswith(f"{part}.") for name in names)
+    trained = train_only(model, model.trained() + model.training_only())
+    labels = torch.arange(6) - (1 if changes.get("background", True) else 0)
+    parts = losses(model.train()(*random_pairs()), labels)
+    parts.total.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
+    assert (parts.contrastive == 0) == (changes.get("contrastive") == "off")
+
+
+def test_the_final_contrastive_loss_compares_the_last_block_alone():
+    model, theirs = golden_model("maavt_no_background")
+    final, _ = golden_model("maavt_no_background", contrastive="final")
+    pairs = theirs["in"]["image"], theirs["in"]["audio"]
+    (compared,), blockwise = final(*pairs).projections, model(*pairs).projections
+    assert len(blockwise) == 3
+    assert all(torch.equal(one, other) for one, other in zip(compared, blockwise[-1], strict=True))
+
+
+@pytest.mark.parametrize("projector, outputs", [("mlp", 256), ("linear", 512)])
+def test_projectors_have_the_outputs_of_the_supplement_or_of_the_released_code(projector, outputs):
+    output = make(projector=projector).train()(*random_pairs())
+    assert output.projections[0][0].shape == (6, outputs)
+
+
+def test_layer_scales_of_the_backbone_are_applied_in_the_last_block_too():
+    vit = layer_scale_vit()
+    model = MAAVT(vit, MaavtConfig(**settings(background=False, tokens=0, contrastive="off")))
+    with torch.no_grad():
+        model.head.weight.copy_(torch.eye(CLASSES, 128))  # logits are the first numbers of the visual summary
+        model.head.bias.zero_()
+        cls, frames, sound = model.class_prompt.clone(), *random_pairs()
+        logits = model.eval()(frames, sound).logits
+        vit.cls_token = torch.nn.Parameter(cls[None])
+        assert torch.allclose(logits, vit.forward_features(frames)[:, 0, :CLASSES], atol=1e-5)
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"tokens": -1}, "tokens: -1; expected 0 or more"),
+    ({"projector": "conv"}, "projector: 'conv'; expected one of mlp, linear"),
+    ({"contrastive": "on"}, "contrastive: 'on'; expected blockwise, final or off"),
+    ({"tokens": 0}, "the contrastive loss needs shared prompts"),
+    ({"shared_prompts": False}, "the contrastive loss needs shared prompts"),
+])
+def test_settings_that_make_no_model_are_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        make(**changes)
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="8 attention heads do not divide the width 60"):
+        MAAVT(tiny_vit(embed_dim=60), MaavtConfig(**settings()))
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown model 'resnet'; expected one of maavt"):
+        create_model("resnet", tiny_vit(), settings())
