@@ -115,10 +115,25 @@ def _tar(archive: Path) -> Iterator[tuple[str, int, str, Callable[[], IO[bytes]]
                 if number >= MOST_MEMBERS or skipped > LARGEST_SKIP:
                     raise _Broken(f"more than {MOST_MEMBERS} members, or a huge one")
                 yield member.name, member.size, trouble, lambda member=member: tar.extractfile(member)
+            rest = 0
+            while chunk := stream.read(CHUNK):  # the sum of all bytes stands at the end of a gzip file
+                rest += len(chunk)
+                if rest > LARGEST_MEMBER:
+                    raise _Broken("something without end behind the last member")
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose headers cannot fill the memory: tarfile reads long names and PAX headers in one go."""
+    """A member whose headers cannot fill the memory: tarfile reads long names and PAX headers in one go.
+
+    A header that makes no sense is an error, which tarfile takes for the end of the archive.
+    """
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError) as error:
+            raise _Broken(str(error)) from None
 
     def _proc_member(self, tar):
         if self.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,

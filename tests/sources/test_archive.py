@@ -121,6 +121,14 @@ def test_a_damaged_tar_is_called_broken_and_what_precedes_is_kept(tmp_path):
     assert all(files[f"{n}.mp4"] == clips[f"{n}.mp4"] for n in range(8))
 
 
+def test_a_changed_byte_is_noticed_at_the_end_of_a_tar_gz(tmp_path):
+    path = write_tar(tmp_path / "a.tar.gz", [member("a.mp4", os.urandom(10_000))])
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    assert run(path, tmp_path)[0].broken
+
+
 @pytest.mark.parametrize("data", [b"", b"not an archive", b"\x1f\x8b", os.urandom(100_000)])
 def test_a_file_that_is_no_archive_is_broken(tmp_path, data):
     (tmp_path / "a.tar.gz").write_bytes(data)
