@@ -32,20 +32,24 @@ def fetch_archives(archives: list[Archive], store: Store, http: Http, *, headers
         http.on_bytes = count
 
         def work(archive: Archive) -> Unpacked:
-            file = store.parts / archive.name
+            file = _file(store, archive)
             if not file.exists():
                 http.file(archive.url, file, size=archive.size, sha256=archive.sha256, headers=headers, page=page)
             return take(file, store, place, bar)
 
         for archive, result in http.each(work, todo):
             results[archive.name] = result
-            if isinstance(result, Unpacked):
+            if isinstance(result, Failed):
+                print(f"warning: {archive.name}: {result}", file=sys.stderr)
+                continue
+            _warn_if_broken(archive.name, result)
+            if archive.sha256 or not result.broken:  # else another try may bring the whole of it
                 note = {"of": archive.sha256 or archive.url, "kept": result.kept, "skipped": result.skipped,
                         "broken": result.broken}
                 with atomic(_mark(store, archive)) as path:
                     path.write_text(json.dumps(note, indent=1) + "\n")
-                store.budget.give((store.parts / archive.name).stat().st_size)
-                (store.parts / archive.name).unlink()
+            store.budget.give(_file(store, archive).stat().st_size)
+            _file(store, archive).unlink()
     store.refresh()
     return results
 
@@ -61,9 +65,7 @@ def take_local(setting: str, store: Store, name: str) -> None:
         for file in files:
             if root.is_file() or file.name.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
                 result = take(file, store, place, bar)
-                if result.broken:
-                    print(f"warning: {file} is damaged ({result.broken}); the {result.kept} clips before that are "
-                          "kept", file=sys.stderr)
+                _warn_if_broken(file, result)
             elif path := place(file.name):
                 copy(file, path, store)
                 bar.update()
@@ -96,6 +98,16 @@ def take(file: Path, store: Store, place: Callable[[str], Path | None], bar) -> 
         bar.set_postfix(clips=count[0], of=file.name, refresh=False)
 
     return unpack(file, place, store.budget, one)
+
+
+def _warn_if_broken(name: str | Path, result: Unpacked) -> None:
+    if result.broken:
+        print(f"warning: {name} is damaged ({result.broken}); the {result.kept} clips before that are kept",
+              file=sys.stderr)
+
+
+def _file(store: Store, archive: Archive) -> Path:
+    return store.parts / archive.name.replace("/", "_")  # the name is the server's
 
 
 def _mark(store: Store, archive: Archive) -> Path:

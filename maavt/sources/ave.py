@@ -49,10 +49,12 @@ def fetch(params: Params, store: Store, http: Http) -> str:
         if params.ave.local:
             take_local(params.ave.local, store, "ave.local")
         else:
-            result = fetch_archives([Archive(name="AVE.zip", url=params.ave.url)], store, http, page=confirm)
-            outcome = result.get("AVE.zip")
+            archive = Archive(name="AVE.zip", url=params.ave.url)
+            outcome = fetch_archives([archive], store, http, page=confirm).get(archive.name)
             if isinstance(outcome, Failed):
                 raise UserError(f"{params.ave.url}: {outcome.reason}; fetch the zip by other means and set ave.local")
+            if outcome and outcome.broken:
+                return "transient: not in the damaged archive"
     return "permanent: not in the archive"
 
 

@@ -1,5 +1,7 @@
 """Settings and folders that the tests of the sources share."""
 
+import functools
+import tempfile
 from pathlib import Path
 
 import av
@@ -56,12 +58,11 @@ def write_media(path: Path, *, seconds: float = 6, picture: str | None = "libx26
     return path
 
 
-def media(tmp_path: Path, suffix: str = ".mp4", **options) -> bytes:
+@functools.cache
+def media(suffix: str = ".mp4", **options) -> bytes:
     """The bytes of such a file."""
-    path = write_media(tmp_path / f"media{suffix}", **options)
-    data = path.read_bytes()
-    path.unlink()
-    return data
+    with tempfile.TemporaryDirectory() as folder:
+        return write_media(Path(folder) / f"media{suffix}", **options).read_bytes()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -25,8 +25,8 @@ def rows(monkeypatch):
 
 
 @pytest.fixture
-def clips(tmp_path):
-    return {f"AVE/{name}.mp4": media(tmp_path, mark=n) for n, name in enumerate(("-abc", "def_", "ghi"))}
+def clips():
+    return {f"AVE/{name}.mp4": media(mark=n) for n, name in enumerate(("-abc", "def_", "ghi"))}
 
 
 @pytest.fixture
@@ -101,3 +101,13 @@ def test_ones_own_zip_that_is_not_there_is_an_error(tmp_path, monkeypatch):
     project_for(tmp_path, monkeypatch, local="elsewhere.zip")
     with pytest.raises(UserError, match="ave.local: there is no .*elsewhere.zip"):
         download.main()
+
+
+def test_a_zip_that_arrived_damaged_is_fetched_again(drive, tmp_path, monkeypatch, clips, packed):
+    project = project_for(tmp_path, monkeypatch, coverage=0.1, url=f"{drive.url}/uc?id=1F")
+    drive.files["/download?id=1F%26j&confirm=t&uuid=u-1"] = packed[: len(packed) // 2]
+    with pytest.raises(UserError, match="0 of 5 clips are here"):
+        download.main()
+    drive.files["/download?id=1F%26j&confirm=t&uuid=u-1"] = packed
+    download.main()
+    check(project, clips)

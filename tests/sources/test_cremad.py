@@ -26,12 +26,12 @@ def rows(monkeypatch):
 
 
 @pytest.fixture
-def files(tmp_path) -> dict[str, bytes]:
+def files() -> dict[str, bytes]:
     """The repository: picture with a sound of its own, and sound."""
     found = {}
     for n, name in enumerate(NAMES[:3]):
-        found[f"VideoFlash/{name}.flv"] = media(tmp_path, ".flv", picture="flv", sound=None, seconds=2, mark=n)
-        found[f"AudioWAV/{name}.wav"] = media(tmp_path, ".wav", picture=None, sound="pcm_s16le", seconds=2, mark=n)
+        found[f"VideoFlash/{name}.flv"] = media(".flv", picture="flv", sound=None, seconds=2, mark=n)
+        found[f"AudioWAV/{name}.wav"] = media(".wav", picture=None, sound="pcm_s16le", seconds=2, mark=n)
     return found
 
 

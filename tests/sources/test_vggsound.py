@@ -11,7 +11,13 @@ import pytest
 from maavt import download
 from maavt.clips import read_manifest
 from maavt.errors import UserError
-from tests.sources.common import contents, make_project, media
+from maavt.fetch.archive import Archive
+from maavt.fetch.budget import Budget
+from maavt.fetch.http import Http
+from maavt.sources import vggsound
+from maavt.sources.archives import fetch_archives
+from maavt.store import Store
+from tests.sources.common import contents, make_project, media, params
 from tests.sources.server import Fault
 
 BELOW = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"
@@ -30,10 +36,10 @@ def tar_gz(members: dict[str, bytes]) -> bytes:
 class Hub:
     """A mirror of a small VGGSound in a few archives."""
 
-    def __init__(self, server, tmp_path, clips: int = 8, archives: int = 2):
+    def __init__(self, server, clips: int = 8, archives: int = 2):
         self.server = server
         self.names = [f"{'-' if n % 2 else ''}video{n:05d}_{n:06d}" for n in range(clips)]
-        self.clips = {f"video/{name}.mp4": media(tmp_path, mark=n) for n, name in enumerate(self.names)}
+        self.clips = {f"video/{name}.mp4": media(mark=n) for n, name in enumerate(self.names)}
         rows = (f'{name[:-7]},{int(name[-6:])},"bird chirping, tweeting",{"test" if n % 4 == 3 else "train"}\n'
                 for n, name in enumerate(self.names))
         server.files["/vggsound.csv"] = "".join(rows).encode()
@@ -59,8 +65,8 @@ class Hub:
 
 
 @pytest.fixture
-def hub(server, tmp_path):
-    return Hub(server, tmp_path)
+def hub(server):
+    return Hub(server)
 
 
 @pytest.fixture
@@ -143,3 +149,21 @@ def test_clips_of_ones_own_folder_and_archives_are_taken(hub, project, tmp_path)
     make_project(project, dataset="vggsound", vggsound={"local": str(mine)})
     download.main()
     assert raw(project) == hub.clips and not hub.server.asked
+
+
+def test_a_hubs_file_name_never_leads_out_of_the_folder(hub, tmp_path, monkeypatch):
+    fetch, paths = Http.file, []
+    monkeypatch.setattr(Http, "file", lambda self, url, path, **options: (
+        paths.append(path.resolve()), fetch(self, url, path, **options)))
+    hub.server.files["/a"] = hub.archives["vggsound_00.tar.gz"]
+    clips = vggsound.clips(params(), write_list(tmp_path, hub))
+    budget = Budget(tmp_path)
+    with Store(tmp_path / "deep" / "store", clips, budget) as store:
+        fetch_archives([Archive(name="../../../evil.tar.gz", url=f"{hub.server.url}/a")], store, Http(budget))
+        assert len(store.present) == 4
+        assert [path.parent for path in paths] == [store.parts]
+
+
+def write_list(folder, hub):
+    (folder / "vggsound.csv").write_bytes(hub.server.files["/vggsound.csv"])
+    return folder

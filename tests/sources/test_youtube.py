@@ -23,7 +23,7 @@ def project(server, tmp_path, monkeypatch):
     server.routes["/api/datasets/Loie/VGGSound/tree/main"] = lambda *_: (
         "application/json", b'[{"type": "file", "path": "vggsound_00.tar.gz", "size": 5, "oid": "0"}]')
     server.files["/datasets/Loie/VGGSound/resolve/main/vggsound_00.tar.gz"] = b"empty"
-    video = media(tmp_path, seconds=14)
+    video = media(seconds=14)
     for name in ("-video00001", "video000002"):
         page = f'<html><title>{name}</title><video src="/{name}.mp4" type="video/mp4"></video></html>'.encode()
         server.routes[f"/watch/{name}"] = lambda *_, page=page: ("text/html", page)
