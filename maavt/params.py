@@ -36,6 +36,59 @@ class Synth:
 
 
 @settings
+class Ave:
+    """AVE: where its zip is, or a zip or folder of one's own."""
+
+    local: str
+    url: str
+
+
+@settings
+class Vggsound:
+    """VGGSound: where its list and archives are, whether gaps are filled from YouTube, or a folder of one's own."""
+
+    local: str
+    annotations: str
+    hub: str
+    repository: str
+    revision: str
+    archives: str
+    youtube: bool
+    youtube_url: str
+    val_share: Share
+
+
+@settings
+class Cremad:
+    """CREMA-D: where its git repository and LFS server are, or a clone of one's own; which splits."""
+
+    local: str
+    files: str
+    lfs: str
+    split: Literal["published", "actors"]
+    val_share: Share
+    test_share: Share
+
+
+@settings
+class Folder:
+    """Clips of one's own: below folders named like their classes, or named in a table."""
+
+    root: str
+    table: str
+    group: str
+    val_share: Share
+    test_share: Share
+
+
+@settings
+class Download:
+    """The download stage."""
+
+    min_coverage: Share
+
+
+@settings
 class Spectrogram:
     """How a clip becomes pairs: its length, and the Kaldi filter bank of every `seconds` of its sound."""
 
@@ -120,7 +173,7 @@ class Benchmark:
 class Params:
     """All of params.yaml."""
 
-    dataset: Literal["synth"]
+    dataset: Literal["synth", "ave", "vggsound", "cremad", "folder"]
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     backbone: str
     weights: Weights
@@ -128,6 +181,11 @@ class Params:
     image_size: Annotated[int, Field(ge=16, le=2048)]
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     synth: Synth
+    ave: Ave
+    vggsound: Vggsound
+    cremad: Cremad
+    folder: Folder
+    download: Download
     shard: Shard
     train: Train
     maavt: Maavt
@@ -153,6 +211,15 @@ class Params:
         if self.image_size > self.shard.frame_size:
             mistakes.append(f"image_size: {self.image_size} is more than shard.frame_size, {self.shard.frame_size}; "
                             "expected at most that, since pictures are cropped from stored frames")
+        for name, places in (("vggsound.youtube_url", ["{id}"]), ("cremad.files", ["{path}"])):
+            value = getattr(getattr(self, name.split(".")[0]), name.split(".")[1])
+            mistakes += [f"{name}: {value!r}; expected {place} in it" for place in places if place not in value]
+        for name in ("cremad", "folder"):
+            if (block := getattr(self, name)).val_share + block.test_share >= 1:
+                mistakes.append(f"{name}: val_share {block.val_share} and test_share {block.test_share} leave nothing "
+                                "to train on; expected a sum below 1")
+        if self.dataset == "folder" and not self.folder.root:
+            mistakes.append("folder.root: ''; expected the folder that holds your clips")
         if self.dataset not in self.shard.spectrogram:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
         if len(set(self.models)) < len(self.models):
