@@ -21,6 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Model = Literal["maavt", "lavish", "mbt"]
 Weights = str
+Augment = Literal["crop", "resized_crop"]
 
 
 @settings
@@ -90,14 +91,47 @@ class Download:
 
 @settings
 class Spectrogram:
-    """How a clip becomes pairs: its length, and the Kaldi filter bank of every `seconds` of its sound."""
+    """How a clip becomes pairs of a frame and a spectrogram: params.yaml says what each setting means.
 
-    kind: Literal["fbank"]
-    clip_seconds: Count
+    A fbank has `bins` and `shift_ms`, an stft `n_fft` and `hop` (samples); times without a unit are whole seconds.
+    """
+
+    kind: Literal["fbank", "stft"]
     sample_rate: Annotated[int, Field(ge=8000, le=192000)]
+    clip_seconds: Annotated[int, Field(ge=1, le=600)]
+    pad: Literal["silence", "tile"]
+    pairs: Literal["every", "covered", "one"]
     seconds: Count
-    bins: Annotated[int, Field(ge=8, le=512)]
-    shift_ms: Annotated[float, Field(gt=0, le=100)]
+    offset: Annotated[int, Field(ge=0)] = 0
+    bins: Annotated[int, Field(ge=8, le=512)] | None = None
+    shift_ms: Annotated[float, Field(ge=1, le=100)] | None = None
+    n_fft: Annotated[int, Field(ge=16, le=8192)] | None = None
+    hop: Annotated[int, Field(ge=8, le=8192)] | None = None
+    scaling: Literal["dataset", "sample"]
+
+    @model_validator(mode="after")
+    def _fit_together(self):
+        mistakes = []
+        for kind, names in (("fbank", ("bins", "shift_ms")), ("stft", ("n_fft", "hop"))):
+            mistakes += [f"{name}: {'missing' if self.kind == kind else 'not of an ' + self.kind}; expected "
+                         f"{'a value' if self.kind == kind else 'it in recipes of the kind ' + kind + ' only'}"
+                         for name in names if (getattr(self, name) is None) == (self.kind == kind)]
+        if self.pairs == "one" and self.offset + self.seconds > self.clip_seconds:
+            mistakes.append(f"seconds: {self.seconds} from offset {self.offset} on are more than clip_seconds, "
+                            f"{self.clip_seconds}; expected at most that")
+        if self.pairs != "one" and (self.clip_seconds % self.seconds or self.offset):
+            mistakes.append(f"clip_seconds: {self.clip_seconds} (offset {self.offset}) is not a whole number of pairs "
+                            f"of {self.seconds} s; expected a multiple, and no offset")
+        if self.pairs == "covered" and self.pad != "tile":
+            mistakes.append(f"pad: {self.pad!r}; expected tile, since pairs that a clip does not reach are left out")
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    @property
+    def windowed(self) -> bool:
+        """Whether training takes its window of sound anywhere in the clip."""
+        return self.pairs == "one" and self.seconds < self.clip_seconds
 
 
 @settings
@@ -105,6 +139,7 @@ class Shard:
     """The shard stage."""
 
     frame_size: Annotated[int, Field(ge=16, le=2048)]
+    exact_frames: bool
     jpeg_quality: Annotated[int, Field(ge=1, le=95)]
     clips_per_shard: Count
     min_coverage: Share
@@ -187,6 +222,7 @@ class Params:
     folder: Folder
     download: Download
     shard: Shard
+    augment: dict[str, Augment]
     train: Train
     maavt: Maavt
     lavish: Lavish
@@ -222,6 +258,8 @@ class Params:
             mistakes.append("folder.root: ''; expected the folder that holds your clips")
         if self.dataset not in self.shard.spectrogram:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
+        if self.dataset not in self.augment:
+            mistakes.append(f"augment: nothing for the data set {self.dataset!r}; expected crop or resized_crop")
         if len(set(self.models)) < len(self.models):
             mistakes.append(f"models: {list(self.models)} names one twice; expected each once")
         if self.weights == "packaged" and self.backbone != "vit_small_patch14_dinov2":
@@ -264,7 +302,8 @@ def _explain(item: dict) -> list[str]:
     key = ".".join(str(part) for part in item["loc"]) or "the file"
     value = item["input"]
     if item["type"] == "value_error":  # raised above: says key, value and expectation itself
-        return str(item["ctx"]["error"]).splitlines()
+        where = f"{key}." if item["loc"] else ""
+        return [where + line for line in str(item["ctx"]["error"]).splitlines()]
     if item["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
         return [f"{key}: missing; expected a value"]
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

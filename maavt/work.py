@@ -137,9 +137,9 @@ def write_table(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> Non
         writer.writerows(rows)
 
 
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    with open(path, "rb") as file:
+def sha256(path: Path | int) -> str:
+    """The SHA-256 in hexadecimal of a file, or of what a file descriptor, which stays open, has from here on."""
+    with open(path, "rb", closefd=not isinstance(path, int)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
