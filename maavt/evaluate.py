@@ -16,6 +16,7 @@ from maavt.loader import BACKGROUND_LABEL, Loader
 from maavt.models import MODELS
 from maavt.params import load_params
 from maavt.progress import progress
+from maavt.reader import shards_of
 from maavt.runtime import Prediction, accuracy, pick_device, place, predict
 from maavt.work import atomic, project_root, write_table
 
@@ -28,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     params, data = load_params(), project_root() / "data"
     model, normalise, config = load_adapter(data / "models" / name)
     model = place(model, pick_device()).for_inference()
-    loader = Loader(data / "shards" / params.dataset, "test", batch=params.train.batch, image_size=params.image_size)
+    loader = Loader(shards_of(params.dataset), "test", batch=params.train.batch, image_size=params.image_size,
+                    augment=config["augment"])
     blank = torch.tensor(loader.index["splits"]["train"]["frame_mean"])
 
     def score(label: str, **replaced) -> list[Prediction]:

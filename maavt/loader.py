@@ -5,34 +5,43 @@ B pairs, S image size, T frames and F bins of a spectrogram.
 
 import io
 import json
+import math
+import os
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 import torch
 from PIL import Image
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from maavt.clips import BACKGROUND
 from maavt.errors import UserError
-from maavt.work import default_workers, sha256
+from maavt.reader import Reader
+from maavt.work import default_workers
 
 BACKGROUND_LABEL = -1
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random part of a frame: share, and width over height
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs on the CPU, pinned where a GPU is near."""
+    """Pairs on the CPU, pinned where a GPU is near.
+
+    Frames are S x S, or as stored where the whole frame or a part of it is to be scaled on the device: `boxes` are
+    these parts as left, top, width and height in pixels. A negative width leads from the right edge to the left: that
+    part is to be mirrored.
+    """
 
     frames: torch.Tensor  # (B, 3, S, S) uint8
     spectrograms: torch.Tensor  # (B, T, F) float16, not normalised
     labels: torch.Tensor  # (B,) int64, -1 is background
     keys: list[str]
     seconds: list[int]
+    boxes: torch.Tensor | None = None  # (B, 4) float32
 
 
 @dataclass(frozen=True)
@@ -41,114 +50,132 @@ class _Pair:
     second: int
     label: int
     jpeg: bytes
-    spectrogram: np.ndarray
+    spectrogram: np.ndarray  # (T, F)
 
 
 class Loader:
-    """The batches of one split, from the index of the shards in `folder`.
+    """The batches of one split of the shards in `folder`, a path or a URL.
 
-    Raises UserError when a shard is missing, or differs from what the index says.
+    `augment` is what training does to the frames: `crop` (S x S anywhere in the frame) or `resized_crop`. Raises
+    UserError when a shard is missing, or differs from what the index says.
     """
 
-    def __init__(self, folder: Path, split: str, *, batch: int, image_size: int):
-        self.folder, self.split, self.batch, self.image_size = folder, split, batch, image_size
-        self.index = read_index(folder)
+    def __init__(self, folder: str | os.PathLike, split: str, *, batch: int, image_size: int, augment: str = "crop"):
+        self.reader = Reader(folder)
+        self.split, self.batch, self.image_size, self.augment = split, batch, image_size, augment
+        self.index = self.reader.index
+        self.recipe = self.index["spectrogram"]
         self.shards = [name for name in self.index["shards"] if name.startswith(f"{split}/")]
         self.classes = {label: number for number, label in enumerate(self.index["classes"])}
         self.classes[BACKGROUND] = BACKGROUND_LABEL
-        self.verified: set[str] = set()
-        recipe = self.index["spectrogram"]
-        self.pairs = self.index["splits"][split]["samples"] * (recipe["clip_seconds"] // recipe["seconds"])
+        self.pairs = self.index["splits"][split]["pairs"]
 
     def __len__(self) -> int:
         """Batches of one pass in order."""
         return -(-self.pairs // self.batch)
 
     def in_order(self) -> Iterator[Batch]:
-        """Every pair once, in the order of the shards, centre cropped."""
-        yield from self._batches(self._read(self.shards), rng=None)
+        """Every pair once, in the order of the shards, without augmentation."""
+        yield from self._batches(self._read(self.shards, rng=None), rng=None)
 
-    def shuffled(self, *, seed: int, epoch: int, held: int) -> Iterator[Batch]:
-        """Every pair once but for a last short batch, shuffled anew for each epoch, randomly cropped.
+    def steps(self, ranks: int = 1) -> int:
+        """Batches that each of `ranks` processes gets of one shuffled pass; one, though short, of very few pairs."""
+        return max(self.pairs // (self.batch * ranks), 1)
 
-        `held` pairs are kept in memory to draw the next one from.
+    def shuffled(self, *, seed: int, epoch: int, held: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+        """Every pair once but for a rest too short for a batch, shuffled anew for each epoch, and augmented.
+
+        `held` pairs are kept in memory to draw the next one from. Of several processes that train together each gets
+        steps(ranks) batches of pairs of its own, all of the same size.
         """
-        rng = random.Random(f"{seed} {epoch}")
-        names = rng.sample(self.shards, len(self.shards))
-        for batch in self._batches(_shuffle(self._read(names), held, rng), rng):
-            if len(batch.labels) == self.batch or self.pairs < self.batch:
-                yield batch
+        share = min(self.steps(ranks) * self.batch, self.pairs // ranks)
+        if not share:
+            raise UserError(f"{self.split}: {self.pairs} pairs for {ranks} processes; expected one for each at least")
+        names = random.Random(f"{seed} {epoch}").sample(self.shards, len(self.shards))
+        rng = random.Random(f"{seed} {epoch} {rank}")
+        pairs = self._read(names, rng, first=rank * share, count=share)
+        yield from self._batches(_shuffle(pairs, held, rng), rng)
 
-    def _read(self, names: list[str]) -> Iterator[_Pair]:
+    def _read(self, names: list[str], rng: random.Random | None, first: int = 0, count: int | None = None
+              ) -> Iterator[_Pair]:
+        """Pairs number `first` to `first + count` of these shards; others are not even opened."""
+        names = list(names)
+        while names and first >= (skipped := self.index["shards"][names[0]]["pairs"]):
+            first -= skipped
+            del names[0]
+        reach, needed = 0, []
         for name in names:
-            self._verify(name)
-            for sample in read_shard(self.folder / name):
-                yield from self._pairs(sample)
+            if count is None or reach < first + count:
+                needed.append(name)
+                reach += self.index["shards"][name]["pairs"]
+        pairs = (pair for sample in self.reader.samples(needed) for pair in self._pairs(sample, rng))
+        return islice(pairs, first, None if count is None else first + count)
 
-    def _verify(self, name: str) -> None:
-        """Hash a shard before it is read for the first time: a damaged one is never half used."""
-        if name in self.verified:
-            return
-        path, advice = self.folder / name, "run the shard stage again (dvc repro -f shard)"
-        if not path.exists():
-            raise UserError(f"no shard {path}, which index.json names; {advice}")
-        if sha256(path) != self.index["shards"][name]["sha256"]:
-            raise UserError(f"the shard {path} is not the one that index.json describes (damaged or cut); {advice}")
-        self.verified.add(name)
-
-    def _pairs(self, sample: dict) -> Iterator[_Pair]:
-        spectrograms = np.load(io.BytesIO(sample["spectrogram.npy"]), allow_pickle=False)
-        recipe = self.index["spectrogram"]
-        seconds = range(0, recipe["clip_seconds"], recipe["seconds"])
+    def _pairs(self, sample: dict, rng: random.Random | None) -> Iterator[_Pair]:
+        spectrograms = np.load(io.BytesIO(sample["spectrogram.npy"]), allow_pickle=False)  # (pairs, frames, bins)
         labels = json.loads(sample["json"])["labels"]
-        for second, spectrogram in zip(seconds, spectrograms, strict=True):
-            middle = second + recipe["seconds"] // 2
-            yield _Pair(sample["__key__"], second, self.classes[labels[middle]],
+        length = self.index["spectrogram_frames"]
+        for number, spectrogram in enumerate(spectrograms):
+            begin = self.recipe["offset"] + number * self.recipe["seconds"]
+            spare = len(spectrogram) - length
+            if spare > 0:  # of all the clip's sound: the window is drawn here
+                seconds = self.recipe["clip_seconds"] - self.recipe["seconds"]
+                place = rng.randint(0, spare) if rng else round(begin / seconds * spare)
+                spectrogram = spectrogram[place : place + length]
+                begin = place / spare * seconds
+            middle = int(begin + (self.recipe["seconds"] // 2 if spare <= 0 else self.recipe["seconds"] / 2))
+            yield _Pair(sample["__key__"], int(begin), self.classes[labels[middle]],
                         sample[f"frame-{middle:02d}.jpg"], spectrogram)
 
     def _batches(self, pairs: Iterator[_Pair], rng: random.Random | None) -> Iterator[Batch]:
         """Decode in threads, a few batches ahead; the order stays."""
         threads = default_workers()
-        spare = self.index["frame_size"] - self.image_size
         with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
             ahead = deque()
-            for chunk in _chunks(pairs, self.batch):
-                corners = [(rng.randint(0, spare), rng.randint(0, spare)) if rng else (spare // 2, spare // 2)
-                           for _ in chunk]
-                ahead.append(pool.submit(self._decode, chunk, corners))
-                if len(ahead) > 2 * threads:
+            try:
+                while chunk := list(islice(pairs, self.batch)):
+                    ahead.append(pool.submit(self._decode, chunk, [self._place(rng) for _ in chunk]))
+                    if len(ahead) > 2 * threads:
+                        yield ahead.popleft().result()
+                while ahead:
                     yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    def _decode(self, pairs: list[_Pair], corners: list[tuple[int, int]]) -> Batch:
-        size = self.image_size
-        pixels = np.stack([
-            np.asarray(Image.open(io.BytesIO(pair.jpeg)).convert("RGB"))[y : y + size, x : x + size]
-            for pair, (y, x) in zip(pairs, corners, strict=True)
-        ])
-        tensors = (
-            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-            torch.from_numpy(np.stack([pair.spectrogram for pair in pairs])),
-            torch.tensor([pair.label for pair in pairs]),
-        )
+    def _place(self, rng: random.Random | None) -> tuple[int, ...] | None:
+        """Where to cut a frame: left and top of a crop, or a box to be scaled; None is the whole frame."""
+        size = self.index["frame_size"]
+        spare = size - self.image_size
+        if self.augment == "resized_crop":
+            return _box(size, rng) if rng else None
+        return (rng.randint(0, spare), rng.randint(0, spare)) if rng else (spare // 2, spare // 2)
+
+    def _decode(self, pairs: list[_Pair], places: list[tuple[int, ...] | None]) -> Batch:
+        size = self.image_size if self.augment == "crop" else self.index["frame_size"]
+        frames = np.empty((len(pairs), size, size, 3), np.uint8)
+        for target, pair, place in zip(frames, pairs, places, strict=True):
+            left, top = place if self.augment == "crop" else (0, 0)
+            target[:] = np.asarray(Image.open(io.BytesIO(pair.jpeg)))[top : top + size, left : left + size]
+        tensors = [torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(),
+                   torch.from_numpy(np.stack([pair.spectrogram for pair in pairs])),
+                   torch.tensor([pair.label for pair in pairs])]
+        if self.augment == "resized_crop" and places[0]:
+            tensors.append(torch.tensor(places, dtype=torch.float32))
         if torch.cuda.is_available():
-            tensors = tuple(tensor.pin_memory() for tensor in tensors)
-        return Batch(*tensors, [pair.key for pair in pairs], [pair.second for pair in pairs])
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        return Batch(*tensors[:3], [pair.key for pair in pairs], [pair.second for pair in pairs], *tensors[3:])
 
 
-def read_index(folder: Path) -> dict:
-    """index.json of a folder of shards; raises UserError when there is none."""
-    try:
-        return json.loads((folder / "index.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"no {folder / 'index.json'}; run the shard stage first (dvc repro shard)") from None
-
-
-def read_shard(path: Path) -> Iterator[dict]:
-    """The samples of one shard as raw bytes, {'__key__': ..., 'json': ..., ...}."""
-    with open(path, "rb") as file:
-        yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": file}], eof_value=None))
+def _box(size: int, rng: random.Random) -> tuple[int, int, int, int]:
+    """A random part of a frame, mirrored or not, as torchvision's RandomResizedCrop draws it."""
+    left, top, width, height = 0, 0, size, size
+    for _ in range(10):
+        area, ratio = size**2 * rng.uniform(*AREA), math.exp(rng.uniform(*map(math.log, RATIO)))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= size and 0 < h <= size:
+            left, top, width, height = rng.randint(0, size - w), rng.randint(0, size - h), w, h
+            break
+    return (left + width, top, -width, height) if rng.random() < 0.5 else (left, top, width, height)
 
 
 def _shuffle(pairs: Iterable[_Pair], held: int, rng: random.Random) -> Iterator[_Pair]:
@@ -165,14 +192,3 @@ def _draw(pool: list[_Pair], rng: random.Random) -> _Pair:
     place = rng.randrange(len(pool))
     pool[place], pool[-1] = pool[-1], pool[place]
     return pool.pop()
-
-
-def _chunks(pairs: Iterable[_Pair], size: int) -> Iterator[list[_Pair]]:
-    chunk: list[_Pair] = []
-    for pair in pairs:
-        chunk.append(pair)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

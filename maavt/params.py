@@ -21,6 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Model = Literal["maavt", "lavish", "mbt"]
 Weights = str
+Augment = Literal["crop", "resized_crop"]
 
 
 @settings
@@ -36,15 +37,101 @@ class Synth:
 
 
 @settings
-class Spectrogram:
-    """How a clip becomes pairs: its length, and the Kaldi filter bank of every `seconds` of its sound."""
+class Ave:
+    """AVE: where its zip is, or a zip or folder of one's own."""
 
-    kind: Literal["fbank"]
-    clip_seconds: Count
+    local: str
+    url: str
+
+
+@settings
+class Vggsound:
+    """VGGSound: where its list and archives are, whether gaps are filled from YouTube, or a folder of one's own."""
+
+    local: str
+    annotations: str
+    hub: str
+    repository: str
+    revision: str
+    archives: str
+    youtube: bool
+    youtube_url: str
+    val_share: Share
+
+
+@settings
+class Cremad:
+    """CREMA-D: where its git repository and LFS server are, or a clone of one's own; which splits."""
+
+    local: str
+    files: str
+    lfs: str
+    split: Literal["published", "actors"]
+    val_share: Share
+    test_share: Share
+
+
+@settings
+class Folder:
+    """Clips of one's own: below folders named like their classes, or named in a table."""
+
+    root: str
+    table: str
+    group: str
+    val_share: Share
+    test_share: Share
+
+
+@settings
+class Download:
+    """The download stage."""
+
+    min_coverage: Share
+
+
+@settings
+class Spectrogram:
+    """How a clip becomes pairs of a frame and a spectrogram: params.yaml says what each setting means.
+
+    A fbank has `bins` and `shift_ms`, an stft `n_fft` and `hop` (samples); times without a unit are whole seconds.
+    """
+
+    kind: Literal["fbank", "stft"]
     sample_rate: Annotated[int, Field(ge=8000, le=192000)]
+    clip_seconds: Annotated[int, Field(ge=1, le=600)]
+    pad: Literal["silence", "tile"]
+    pairs: Literal["every", "covered", "one"]
     seconds: Count
-    bins: Annotated[int, Field(ge=8, le=512)]
-    shift_ms: Annotated[float, Field(gt=0, le=100)]
+    offset: Annotated[int, Field(ge=0)] = 0
+    bins: Annotated[int, Field(ge=8, le=512)] | None = None
+    shift_ms: Annotated[float, Field(ge=1, le=100)] | None = None
+    n_fft: Annotated[int, Field(ge=16, le=8192)] | None = None
+    hop: Annotated[int, Field(ge=8, le=8192)] | None = None
+    scaling: Literal["dataset", "sample"]
+
+    @model_validator(mode="after")
+    def _fit_together(self):
+        mistakes = []
+        for kind, names in (("fbank", ("bins", "shift_ms")), ("stft", ("n_fft", "hop"))):
+            mistakes += [f"{name}: {'missing' if self.kind == kind else 'not of an ' + self.kind}; expected "
+                         f"{'a value' if self.kind == kind else 'it in recipes of the kind ' + kind + ' only'}"
+                         for name in names if (getattr(self, name) is None) == (self.kind == kind)]
+        if self.pairs == "one" and self.offset + self.seconds > self.clip_seconds:
+            mistakes.append(f"seconds: {self.seconds} from offset {self.offset} on are more than clip_seconds, "
+                            f"{self.clip_seconds}; expected at most that")
+        if self.pairs != "one" and (self.clip_seconds % self.seconds or self.offset):
+            mistakes.append(f"clip_seconds: {self.clip_seconds} (offset {self.offset}) is not a whole number of pairs "
+                            f"of {self.seconds} s; expected a multiple, and no offset")
+        if self.pairs == "covered" and self.pad != "tile":
+            mistakes.append(f"pad: {self.pad!r}; expected tile, since pairs that a clip does not reach are left out")
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    @property
+    def windowed(self) -> bool:
+        """Whether training takes its window of sound anywhere in the clip."""
+        return self.pairs == "one" and self.seconds < self.clip_seconds
 
 
 @settings
@@ -52,6 +139,7 @@ class Shard:
     """The shard stage."""
 
     frame_size: Annotated[int, Field(ge=16, le=2048)]
+    exact_frames: bool
     jpeg_quality: Annotated[int, Field(ge=1, le=95)]
     clips_per_shard: Count
     min_coverage: Share
@@ -120,7 +208,7 @@ class Benchmark:
 class Params:
     """All of params.yaml."""
 
-    dataset: Literal["synth"]
+    dataset: Literal["synth", "ave", "vggsound", "cremad", "folder"]
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     backbone: str
     weights: Weights
@@ -128,7 +216,13 @@ class Params:
     image_size: Annotated[int, Field(ge=16, le=2048)]
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     synth: Synth
+    ave: Ave
+    vggsound: Vggsound
+    cremad: Cremad
+    folder: Folder
+    download: Download
     shard: Shard
+    augment: dict[str, Augment]
     train: Train
     maavt: Maavt
     lavish: Lavish
@@ -153,8 +247,19 @@ class Params:
         if self.image_size > self.shard.frame_size:
             mistakes.append(f"image_size: {self.image_size} is more than shard.frame_size, {self.shard.frame_size}; "
                             "expected at most that, since pictures are cropped from stored frames")
+        for name, places in (("vggsound.youtube_url", ["{id}"]), ("cremad.files", ["{path}"])):
+            value = getattr(getattr(self, name.split(".")[0]), name.split(".")[1])
+            mistakes += [f"{name}: {value!r}; expected {place} in it" for place in places if place not in value]
+        for name in ("cremad", "folder"):
+            if (block := getattr(self, name)).val_share + block.test_share >= 1:
+                mistakes.append(f"{name}: val_share {block.val_share} and test_share {block.test_share} leave nothing "
+                                "to train on; expected a sum below 1")
+        if self.dataset == "folder" and not self.folder.root:
+            mistakes.append("folder.root: ''; expected the folder that holds your clips")
         if self.dataset not in self.shard.spectrogram:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
+        if self.dataset not in self.augment:
+            mistakes.append(f"augment: nothing for the data set {self.dataset!r}; expected crop or resized_crop")
         if len(set(self.models)) < len(self.models):
             mistakes.append(f"models: {list(self.models)} names one twice; expected each once")
         if self.weights == "packaged" and self.backbone != "vit_small_patch14_dinov2":
@@ -197,7 +302,8 @@ def _explain(item: dict) -> list[str]:
     key = ".".join(str(part) for part in item["loc"]) or "the file"
     value = item["input"]
     if item["type"] == "value_error":  # raised above: says key, value and expectation itself
-        return str(item["ctx"]["error"]).splitlines()
+        where = f"{key}." if item["loc"] else ""
+        return [where + line for line in str(item["ctx"]["error"]).splitlines()]
     if item["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
         return [f"{key}: missing; expected a value"]
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

@@ -4,17 +4,18 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from maavt.adapter import load_adapter
 from maavt.clips import BACKGROUND
 from maavt.errors import UserError
 from maavt.loader import BACKGROUND_LABEL, Batch
-from maavt.media import Rejected, decode
 from maavt.models import MODELS
 from maavt.params import Spectrogram
+from maavt.rejected import Rejected
 from maavt.runtime import Prediction, pick_device, place, predict
-from maavt.spectrogram import spectrograms
+from maavt.sample import read_clip
 from maavt.work import project_root
 
 
@@ -47,16 +48,17 @@ def main(arguments: list[str] | None = None) -> None:
 def read_pairs(path: Path, config: dict) -> Batch:
     """The pairs of one media file, made as the shards of the training data were. Raises Rejected."""
     recipe, size = Spectrogram(**config["spectrogram"]), config["image_size"]
-    media = decode(path, seconds=recipe.clip_seconds, frame_size=config["frame_size"], sample_rate=recipe.sample_rate)
-    seconds = range(0, recipe.clip_seconds, recipe.seconds)
-    edge = (config["frame_size"] - size) // 2
-    frames = torch.from_numpy(media.frames)[[second + recipe.seconds // 2 for second in seconds]]
+    found, sound = read_clip(path, recipe, frame_size=config["frame_size"])
+    frames = torch.from_numpy(np.stack(list(found.values()))).permute(0, 3, 1, 2)
+    if config["augment"] == "crop":
+        edge = (config["frame_size"] - size) // 2
+        frames = frames[..., edge : edge + size, edge : edge + size]
     return Batch(
-        frames=frames[:, edge : edge + size, edge : edge + size].permute(0, 3, 1, 2).contiguous(),
-        spectrograms=spectrograms(torch.from_numpy(media.waveform), recipe).half(),
-        labels=torch.full((len(seconds),), BACKGROUND_LABEL),
-        keys=[path.name] * len(seconds),
-        seconds=list(seconds),
+        frames=frames.contiguous(),
+        spectrograms=torch.from_numpy(sound),
+        labels=torch.full((len(sound),), BACKGROUND_LABEL),
+        keys=[path.name] * len(sound),
+        seconds=[recipe.offset + number * recipe.seconds for number in range(len(sound))],
     )
 
 
@@ -64,4 +66,3 @@ def _as_json(prediction: Prediction, classes: list[str]) -> dict:
     background = prediction.predicted == BACKGROUND_LABEL
     return {"second": prediction.second, "class": BACKGROUND if background else classes[prediction.predicted],
             "probability": round(prediction.probability, 4)}
-

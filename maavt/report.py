@@ -18,6 +18,7 @@ from maavt.clips import BACKGROUND
 from maavt.errors import UserError, run
 from maavt.loader import Loader
 from maavt.params import load_params
+from maavt.reader import shards_of
 from maavt.work import atomic, project_root
 
 matplotlib.use("agg")
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         benchmark = {table: _rows(data / "benchmark" / f"{table}.csv") for table in ("parameters", "throughput")}
     except FileNotFoundError as error:
         raise UserError(f"no {error.filename}; run the stages before the report first (dvc repro)") from None
-    loader = Loader(data / "shards" / params.dataset, "test", batch=1, image_size=min(params.image_size, 224))
+    loader = Loader(shards_of(params.dataset), "test", batch=1, image_size=min(params.image_size, 224))
     page = jinja2.Environment(loader=jinja2.PackageLoader("maavt", ""), autoescape=True).get_template("report.html")
     html = page.render(
         dataset=params.dataset,

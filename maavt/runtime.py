@@ -44,13 +44,15 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 @dataclass(frozen=True)
 class Normaliser:
     """Batches -> what a model reads. `image_mean` and `image_std` are the backbone's own, for pixels of 0 to 1;
-    spectrograms are standardised by the training set's mean and twice its standard deviation (NOTES, AVE)."""
+    spectrograms are standardised by the training set's mean and twice its standard deviation (NOTES, AVE), or with
+    the scaling `sample` each by its own mean and deviation (VGGSound, CREMA-D)."""
 
     image_size: int
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     spectrogram_mean: float
     spectrogram_std: float
+    scaling: str = "dataset"
 
     def __call__(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Frames (B, 3, S, S), spectrograms (B, S, S) and labels (B,) on the device; copies do not block."""
@@ -59,11 +61,30 @@ class Normaliser:
         )
         mean, std = (torch.tensor(values).mul_(255).to(device, non_blocking=True)[:, None, None]
                      for values in (self.image_mean, self.image_std))
-        sound = (spectrograms.float() - self.spectrogram_mean) / (2 * self.spectrogram_std)
+        sound = spectrograms.float()
+        if self.scaling == "sample":
+            deviation, middle = torch.std_mean(sound, (1, 2), correction=0, keepdim=True)
+            sound = (sound - middle) / (deviation + 1e-9)
+        else:
+            sound = (sound - self.spectrogram_mean) / (2 * self.spectrogram_std)
         if sound.shape[1:] != (self.image_size, self.image_size):
             sound = F.interpolate(sound[:, None], (self.image_size, self.image_size), mode="bilinear",
                                   antialias=True, align_corners=False)[:, 0]
+        if batch.boxes is not None:
+            frames = _cut(frames.float(), batch.boxes.to(device, non_blocking=True), self.image_size)
+        elif frames.shape[-1] != self.image_size:
+            frames = F.interpolate(frames.float(), (self.image_size, self.image_size), mode="bilinear", antialias=True,
+                                   align_corners=False)
         return (frames - mean) / std, sound, labels
+
+
+def _cut(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Parts of frames (B, 3, F, F), each scaled to (B, 3, size, size); boxes as in Batch."""
+    left, top, width, height = (boxes / frames.shape[-1]).unbind(1)
+    zero = torch.zeros_like(left)
+    rows = [torch.stack([width, zero, 2 * left + width - 1], 1), torch.stack([zero, height, 2 * top + height - 1], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), [len(frames), 3, size, size], align_corners=False)
+    return F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 @dataclass(frozen=True)

@@ -6,41 +6,30 @@ A killed run goes on with the first shard that is not finished.
 """
 
 import argparse
-import io
 import json
 import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 import webdataset as wds
-from PIL import Image
 from tqdm import tqdm
 
 from maavt.clips import SPLITS, Clip, Labels, read_manifest
 from maavt.errors import UserError, run
 from maavt.fanout import fan_out
-from maavt.media import Rejected, decode
-from maavt.params import Params, Spectrogram, load_params
+from maavt.params import Params, load_params
 from maavt.progress import progress
+from maavt.rejected import Rejected
+from maavt.sample import make_sample
 from maavt.spectrogram import spectrograms
 from maavt.work import atomic, project_root, publish, sha256, workspace, write_table
 
 TIME_LIMIT = 120.0  # seconds for one clip
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The members of one clip in a shard, and sums for the statistics: of spectrograms and of RGB, in float64."""
-
-    members: dict[str, bytes]
-    spectrogram_sums: tuple[float, float, float]  # values, sum, sum of squares
-    frame_sums: tuple[float, ...]  # pixels, red, green, blue (0 to 255)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,7 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     params = load_params()
     raw = project_root() / "data" / "raw" / params.dataset
     clips, labels = read_manifest(raw)
-    with workspace("shard", params.dataset, params.shard, params.seed, raw / "clips.csv") as folder:
+    recipe = params.shard.spectrogram[params.dataset]  # not those of others
+    settings = replace(params.shard, spectrogram={params.dataset: recipe})
+    with workspace("shard", params.dataset, settings, params.seed, raw / "clips.csv", raw / "classes.json") as folder:
         index = shard_clips(clips, labels, raw=raw, folder=folder, params=params)
         publish(folder / "shards", project_root() / "data" / "shards" / params.dataset)
     for split, counts in index["splits"].items():
@@ -98,13 +89,11 @@ def _tar(folder: Path, name: str) -> Path:
 
 def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) -> Iterator[tuple[str, dict]]:
     """Decode the clips of all shards in parallel and write shard after shard; its statistics come last."""
-    recipe = params.shard.spectrogram[params.dataset]
-    sample = partial(make_sample, raw=raw, recipe=recipe, frame_size=params.shard.frame_size,
-                     jpeg_quality=params.shard.jpeg_quality)
+    sample = partial(make_sample, raw=raw, settings=params.shard, recipe=params.shard.spectrogram[params.dataset])
     results = fan_out(sample, [clip for _, shard in plan for clip in shard], time_limit=TIME_LIMIT)
     rejected = 0
     for name, shard in plan:
-        stats = {"samples": 0, "rejects": {}, "spectrogram_sums": [0.0] * 3, "frame_sums": [0.0] * 4}
+        stats = {"samples": 0, "pairs": 0, "rejects": {}, "spectrogram_sums": [0.0] * 3, "frame_sums": [0.0] * 4}
         with atomic(_tar(folder, name)) as path:
             with wds.TarWriter(str(path), encoder=False, mtime=0, user="", group="") as tar:
                 for _, (clip, result) in zip(shard, results, strict=False):
@@ -114,6 +103,7 @@ def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) ->
                     else:
                         tar.write({"__key__": clip.key, **result.members})
                         stats["samples"] += 1
+                        stats["pairs"] += result.pairs
                         for key in ("spectrogram_sums", "frame_sums"):
                             stats[key] = [a + b for a, b in zip(stats[key], getattr(result, key), strict=True)]
                     bar.set_postfix(rejects=rejected, refresh=False)
@@ -122,29 +112,6 @@ def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) ->
         with atomic(folder / "stats" / f"{name}.json") as path:
             path.write_text(json.dumps(stats))
         yield name, stats
-
-
-def make_sample(clip: Clip, *, raw: Path, recipe: Spectrogram, frame_size: int, jpeg_quality: int) -> Sample:
-    """Decode one clip into the members of a sample; raises Rejected."""
-    media = decode(raw / clip.path, seconds=recipe.clip_seconds, frame_size=frame_size,
-                   sample_rate=recipe.sample_rate)
-    sound = spectrograms(torch.from_numpy(media.waveform), recipe).half()
-    members = {f"frame-{second:02d}.jpg": _jpeg(frame, jpeg_quality) for second, frame in enumerate(media.frames)}
-    with io.BytesIO() as buffer:
-        np.save(buffer, sound.numpy())
-        members["spectrogram.npy"] = buffer.getvalue()
-    facts = asdict(clip) | {"labels": clip.second_labels(recipe.clip_seconds)}
-    members["json"] = json.dumps({key: facts[key] for key in ("label", "labels", "start", "end", "source")}).encode()
-    sound = sound.double()
-    colours = media.frames.reshape(-1, 3).sum(0, dtype=np.float64)
-    return Sample(members, (sound.numel(), sound.sum().item(), sound.square().sum().item()),
-                  (media.frames.size / 3, *colours.tolist()))
-
-
-def _jpeg(frame: np.ndarray, quality: int) -> bytes:
-    with io.BytesIO() as buffer:
-        Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
-        return buffer.getvalue()
 
 
 def _index(shards: list[tuple[str, dict]], clips: list[Clip], labels: Labels, params: Params) -> dict:
@@ -157,18 +124,22 @@ def _index(shards: list[tuple[str, dict]], clips: list[Clip], labels: Labels, pa
         samples = sum(s["samples"] for s in stats)
         splits[split] = {
             "samples": samples,
+            "pairs": sum(s["pairs"] for s in stats),
             "rejected": sum(clip.split == split for clip in clips) - samples,
             "mean": mean,
             "std": max(squares / max(count, 1) - mean**2, 0.0) ** 0.5,
             "frame_mean": [colour / max(pixels, 1) for colour in colours],
         }
+    recipe = params.shard.spectrogram[params.dataset]
     return {
         "dataset": params.dataset,
         **asdict(labels),
-        "spectrogram": asdict(params.shard.spectrogram[params.dataset]),
+        "spectrogram": asdict(recipe),
+        "spectrogram_frames": len(spectrograms(np.zeros(recipe.seconds * recipe.sample_rate, np.float32), recipe)),
         "frame_size": params.shard.frame_size,
         "splits": splits,
-        "shards": {f"{name}.tar": {k: stats[k] for k in ("samples", "bytes", "sha256")} for name, stats in shards},
+        "shards": {f"{name}.tar": {key: stats[key] for key in ("samples", "pairs", "bytes", "sha256")}
+                   for name, stats in shards},
     }
 
 

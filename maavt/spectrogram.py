@@ -1,34 +1,70 @@
-"""Sound as a picture: log-mel filter banks (AVE) and log STFT magnitudes (VGGSound, CREMA-D), section C."""
+"""Sound as a picture: log-mel filter banks (AVE) and log STFT magnitudes (VGGSound, CREMA-D), section C.
 
-import torch
-from torchaudio.compliance import kaldi
+In NumPy, so that worker processes need no torch. Held to torchaudio's Kaldi and to librosa.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from maavt.params import Spectrogram
 
-
-def filter_bank(waveform: torch.Tensor, sample_rate: int, *, bins: int, shift_ms: float) -> torch.Tensor:
-    """Kaldi's log-mel filter bank of one stretch of sound (N,), its mean removed -> (frames, bins) float32."""
-    return kaldi.fbank(
-        (waveform - waveform.mean())[None], sample_frequency=sample_rate, htk_compat=True, use_energy=False,
-        window_type="hanning", num_mel_bins=bins, frame_shift=shift_ms, dither=0.0,
-    )
+WINDOW_MS = 25  # of the filter bank
+LOWEST = 20.0  # Hz
+SMALLEST = np.finfo(np.float32).eps  # below it a filter's energy is not told apart
 
 
-def log_stft(waveform: torch.Tensor, *, n_fft: int, hop: int) -> torch.Tensor:
-    """log(|STFT| + 1e-7) of (N,), Hann window, centred, zero-padded -> (n_fft // 2 + 1, frames) float32."""
-    window = torch.hann_window(n_fft)
-    spectrum = torch.stft(waveform, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True)
-    return (spectrum.abs() + 1e-7).log()
+def filter_bank(waveform: np.ndarray, sample_rate: int, *, bins: int, shift_ms: float) -> np.ndarray:
+    """Kaldi's log-mel filter bank of stretches of sound (..., N), the mean of each removed -> (..., frames, bins).
 
-
-def spectrograms(waveform: torch.Tensor, recipe: Spectrogram) -> torch.Tensor:
-    """One spectrogram (frames, bins) for every `recipe.seconds` of the waveform (N,) -> (pairs, frames, bins).
-
-    The number of frames is what fits the stretch at the recipe's shift (with 25 ms windows, rounded to it), padded
-    with one frame of zeros where that makes it `bins`, as the authors do for AVE (223 -> 224).
+    Hann windows of 25 ms, pre-emphasis 0.97, no dither, power spectrum, HTK's mel scale from 20 Hz up.
     """
-    stretches = waveform.unfold(0, recipe.seconds * recipe.sample_rate, recipe.seconds * recipe.sample_rate)
-    banks = [filter_bank(s, recipe.sample_rate, bins=recipe.bins, shift_ms=recipe.shift_ms) for s in stretches]
-    result = torch.stack(banks)
-    short = recipe.bins - result.shape[1]
-    return torch.nn.functional.pad(result, (0, 0, 0, short)) if short == 1 else result
+    size, shift = sample_rate * WINDOW_MS // 1000, int(sample_rate * shift_ms * 0.001)
+    waveform = waveform - waveform.mean(-1, keepdims=True)
+    frames = sliding_window_view(waveform, size, axis=-1)[..., ::shift, :]
+    frames = frames - frames.mean(-1, keepdims=True)
+    before = np.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+    frames = (frames - np.float32(0.97) * before) * np.hanning(size).astype(np.float32)
+    padded = 1 << (size - 1).bit_length()
+    power = np.abs(np.fft.rfft(frames, padded)) ** 2
+    return np.log(np.maximum(power @ _mel_filters(bins, padded, sample_rate), SMALLEST))
+
+
+@lru_cache
+def _mel_filters(bins: int, padded: int, sample_rate: int) -> np.ndarray:
+    """(padded // 2 + 1, bins) float32: triangles, equally wide and half overlapping on the mel scale."""
+
+    def mel(frequency):
+        return 1127 * np.log(1 + frequency / 700)
+
+    edges = np.linspace(mel(LOWEST), mel(sample_rate / 2), bins + 2)
+    places = mel(sample_rate / padded * np.arange(padded // 2))[:, None]
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    filters = np.minimum((places - left) / (centre - left), (right - places) / (right - centre)).clip(0)
+    return np.pad(filters, ((0, 1), (0, 0))).astype(np.float32)  # Kaldi leaves out the highest frequency
+
+
+def log_stft(waveform: np.ndarray, *, n_fft: int, hop: int) -> np.ndarray:
+    """log(|STFT| + 1e-7) of sound (..., N), Hann window, centred, zero-padded -> (..., N // hop + 1, n_fft // 2 + 1).
+
+    The transpose of librosa's: one row per frame, as in a filter bank.
+    """
+    edge = [(0, 0)] * (waveform.ndim - 1) + [(n_fft // 2, n_fft // 2)]
+    frames = sliding_window_view(np.pad(waveform, edge), n_fft, axis=-1)[..., ::hop, :]
+    window = np.hanning(n_fft + 1)[:-1].astype(np.float32)
+    return np.log(np.abs(np.fft.rfft(frames * window)) + np.float32(1e-7))
+
+
+def spectrograms(waveform: np.ndarray, recipe: Spectrogram) -> np.ndarray:
+    """Stretches of sound (..., N) by a recipe -> (..., frames, bins) float32.
+
+    The number of frames is what fits. A filter bank that is one frame short of `bins` gets a frame of zeros, as the
+    authors do for AVE (223 -> 224).
+    """
+    if recipe.kind == "stft":
+        return log_stft(waveform, n_fft=recipe.n_fft, hop=recipe.hop)
+    banks = filter_bank(waveform, recipe.sample_rate, bins=recipe.bins, shift_ms=recipe.shift_ms)
+    if banks.shape[-2] == recipe.bins - 1:
+        banks = np.pad(banks, [(0, 0)] * (banks.ndim - 2) + [(0, 1), (0, 0)])
+    return banks

@@ -23,6 +23,7 @@ from maavt.models import MODELS, create_model, model_settings
 from maavt.models.vit import count, train_only
 from maavt.params import Params, load_params
 from maavt.progress import progress
+from maavt.reader import shards_of
 from maavt.runtime import Normaliser, accuracy, pick_device, place, predict
 from maavt.work import atomic, project_root, publish, workspace
 
@@ -33,11 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"
-    shards = data / "shards" / params.dataset
     relevant = [params.train, getattr(params, name), params.backbone, params.tokens, params.image_size, params.seed]
-    loaders = {split: Loader(shards, split, batch=params.train.batch, image_size=params.image_size)
-               for split in ("train", "val")}
-    with workspace(f"train-{name}", *relevant, read_origin(params.backbone), shards / "index.json") as folder:
+    loaders = {split: Loader(shards_of(params.dataset), split, batch=params.train.batch, image_size=params.image_size,
+                             augment=params.augment[params.dataset]) for split in ("train", "val")}
+    with workspace(f"train-{name}", *relevant, read_origin(params.backbone), params.augment[params.dataset],
+                   loaders["train"].index) as folder:
         for split, counts in loaders["train"].index["splits"].items():
             print(f"{split}: {counts['samples'] + counts['rejected']} clips seen, {counts['samples']} used, "
                   f"{counts['rejected']} rejected")
@@ -63,6 +64,7 @@ class Training:
             image_std=tuple(backbone.default_cfg["std"]),
             spectrogram_mean=index["splits"]["train"]["mean"],
             spectrogram_std=index["splits"]["train"]["std"] or 1.0,
+            scaling=index["spectrogram"]["scaling"],
         )
         self.settings = model_settings(name, params, classes=len(index["classes"]), background=index["background"])
         self.mining = 0.0 if index["background"] else getattr(getattr(params, name), "mining", 0.0)
@@ -71,8 +73,7 @@ class Training:
         train_only(self.model, self.model.trained() + self.model.training_only())
         self.optimizer = torch.optim.AdamW(_groups(self.model, name, params),
                                            weight_decay=params.train.weight_decay, fused=True)
-        pairs, batch = loaders["train"].pairs, params.train.batch
-        self.steps = max(pairs // batch, 1)
+        self.steps = loaders["train"].steps()
         self.scheduler = _schedule(self.optimizer, params, self.steps)
         self.epoch, self.best, self.history = 0, {"accuracy": -1.0}, []
 
@@ -175,6 +176,7 @@ class Training:
             "background": self.index["background"],
             "spectrogram": self.index["spectrogram"],
             "frame_size": self.index["frame_size"],
+            "augment": self.params.augment[self.index["dataset"]],
             "trainable": count(kept),
             "train": asdict(self.params.train),
             "seed": self.params.seed,

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from maavt.errors import UserError
-from maavt.loader import Loader, read_shard
+from maavt.loader import Loader
+from maavt.reader import Reader
 
 
 def loader(project: Path, split="train", batch=16) -> Loader:
@@ -107,9 +108,9 @@ def test_no_pickle_is_ever_loaded(project):
     import numpy as np
 
     path = next((project / "data/shards/synth/test").glob("*.tar"))
-    sample = next(read_shard(path))
+    sample = next(Reader(path.parents[1]).samples([f"test/{path.name}"]))
     with io.BytesIO() as buffer:
         np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
         sample["spectrogram.npy"] = buffer.getvalue()
     with pytest.raises(ValueError, match="allow_pickle"):
-        list(loader(project, "test")._pairs(sample))
+        list(loader(project, "test")._pairs(sample, None))

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from maavt import media
+from maavt import media, picture, sound
 from maavt.fanout import fan_out
 from maavt.media import REASONS, Media, Rejected, decode
 
@@ -268,7 +268,7 @@ def test_picture_as_odd_as_can_be_is_refused_before_it_costs_memory(tmp_path, mo
     path = write_clip(tmp_path / "strip.mkv", [grey(0, 1024, 16)] * 10)
     assert reason(path) == "unusable dimensions"
     path = write_clip(tmp_path / "a.mkv", [grey(0, 64, 64)] * 10)
-    monkeypatch.setattr(media, "MAX_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr(picture, "MAX_PIXELS", 64 * 64 - 1)
     assert reason(path) == "unusable dimensions"
 
 
@@ -548,7 +548,7 @@ def test_failure_of_any_kind_leaves_as_a_rejection(tmp_path, monkeypatch):
         def fail(*args, error=error):
             raise error
 
-        monkeypatch.setattr(media, "_to_mono", fail)
+        monkeypatch.setattr(sound, "_to_mono", fail)
         assert reason(path, 1) == expected
 
 

@@ -1,0 +1,116 @@
+"""The picture track of a media file -> one upright, square frame for every second."""
+
+import math
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+from maavt.rejected import Rejected
+from maavt.track import Track
+
+MAX_PIXELS = 8192 * 4352  # a picture of 8K, UHD or DCI, with its last macroblocks full
+MAX_ASPECT = 16  # long side over short side, as displayed
+
+# Correct to the rounding, at 1 ms per 1080p frame; without the flags white comes out as 253.
+SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+class Picture:
+    """Chooses the frames on view at 0.5, 1.5, ... as decoded frames come, holding one of them at a time."""
+
+    def __init__(self, track: Track, seconds: int, wanted: range, size: int):
+        self.track = track
+        self.seconds = seconds
+        self.wanted = wanted
+        self.size = size
+        self.frames: list[np.ndarray] = []
+        self.held: av.VideoFrame | None = None
+        self.matrix: list[int] | None = None
+        self.decoded = 0
+        self.begin = math.inf
+        self.last = -math.inf  # time of the held frame
+        self.step = 0.04  # seconds between the last two frames; at first a guess
+
+    @property
+    def done(self) -> bool:
+        return len(self.frames) > max(self.wanted)
+
+    @property
+    def end(self) -> float:
+        return self.last + self.step
+
+    def take(self, packet: av.Packet | None) -> None:
+        for frame in self.track.decode(packet):
+            time = self.track.own_time(frame)
+            if self.held is None:
+                self.last = self.begin = 0.0 if time is None else time
+                self.step = frame.duration * self.track.tick if frame.duration > 0 else self.step
+            else:
+                if time is None or time <= self.last:  # missing, or the clock ran backwards: go on from here
+                    time = self.end
+                self._show(before=time)
+                self.step, self.last = time - self.last, time
+            self.held = frame
+            self.decoded += 1
+
+    def _show(self, before: float) -> None:
+        count = min(self.seconds, math.ceil(before - 0.5 - 1e-6))  # 1e-6: times are rounded, being floats
+        if count > len(self.frames):
+            rgb = _to_rgb(self.held, self.track.stream, self.size)
+            if self.matrix is None:
+                self.matrix = _display_matrix(rgb)
+            image = _upright(_centre(rgb.to_ndarray(), self.size), self.matrix)
+            self.frames += [image] * (count - len(self.frames))
+
+    def finish(self, *, repeat: bool) -> np.ndarray:
+        """(those wanted, size, size, 3) uint8, after the last packet."""
+        if not self.done:
+            self._show(before=max(self.end, 1.0) if repeat else self.seconds)
+        return np.stack([self.frames[s % len(self.frames)] for s in self.wanted])
+
+
+def check_size(width: float, height: float) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+        raise Rejected("unusable dimensions", f"{width:g} x {height:g}")
+
+
+def _to_rgb(frame: av.VideoFrame, stream, size: int) -> av.VideoFrame:
+    """The picture with square pixels and its short side scaled, as RGB."""
+    shape = float(stream.sample_aspect_ratio or 1)
+    width = frame.width * (shape if 0.1 <= shape <= 10 else 1)
+    check_size(width, frame.height)
+    scale = size / min(width, frame.height)
+    width, height = max(round(width * scale), size), max(round(frame.height * scale), size)
+    target = {"width": width, "height": height, "format": "rgb24", "interpolation": SCALING,
+              "dst_color_range": ColorRange.JPEG, "threads": 1}
+    try:
+        return frame.reformat(**target)
+    except OSError:  # a colour matrix that swscale does not know, or that is none
+        return frame.reformat(**target, src_colorspace=Colorspace.ITU709, dst_colorspace=Colorspace.ITU709)
+
+
+def _centre(image: np.ndarray, size: int) -> np.ndarray:
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top:top + size, left:left + size]
+
+
+def _display_matrix(frame: av.VideoFrame) -> list[int]:
+    """a, b, c, d of x' = a x + c y, y' = b x + d y, from stored to displayed.
+
+    To be asked of one small frame only: a frame that was asked for its side data lives until the garbage collector
+    comes, and a hundred pictures of 1080p pile up.
+    """
+    try:
+        a, b, _, c, d = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)[:5].tolist()
+    except (KeyError, ValueError):  # none, or there is side data of a kind that PyAV does not know
+        return [1, 0, 0, 1]
+    return [a, b, c, d]
+
+
+def _upright(image: np.ndarray, matrix: list[int]) -> np.ndarray:
+    """The square image as displayed; rotations are rounded to quarter turns."""
+    a, b, c, d = matrix
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]

@@ -1,0 +1,138 @@
+"""Shards -> samples, from a folder or from http(s), s3 or any other place that fsspec reads, held to their index.
+
+A shard is hashed before it is read for the first time (a fetched one each time), so that a damaged one is an error
+that names it and never half used. A fetched shard lies in a temporary file while it is read: memory does not grow with
+its size.
+"""
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+
+from maavt.errors import UserError
+from maavt.work import project_root, sha256
+
+BLOCK = 512  # bytes: members of a tar begin at multiples of it
+TRIES = 3  # to fetch a file
+PAUSE = 1.0  # seconds before the second try; doubled for the third
+
+
+def shards_of(dataset: str) -> str:
+    """Where the shards of a data set are: MAAVT_SHARDS (a folder or URL that holds index.json), else data/shards."""
+    return os.environ.get("MAAVT_SHARDS") or str(project_root() / "data" / "shards" / dataset)
+
+
+class Reader:
+    """The shards below `place`, a folder or a URL; `index` is its index.json. Raises UserError when there is none."""
+
+    def __init__(self, place: str | os.PathLike):
+        self.place = os.fspath(place).rstrip("/")
+        self.remote = "://" in self.place
+        self.advice = "copy it there again" if self.remote else "run the shard stage again (dvc repro -f shard)"
+        self.verified: dict[str, tuple] = {}  # the state of each shard's file when it was hashed
+        self.index = self._read_index()
+
+    def _read_index(self) -> dict:
+        try:
+            if self.remote:
+                with _fetched(f"{self.place}/index.json") as file:
+                    return json.loads(file.read())
+            return json.loads((Path(self.place) / "index.json").read_text())
+        except FileNotFoundError:
+            raise UserError(f"no {self.place}/index.json; run the shard stage first (dvc repro shard)") from None
+        except ValueError as error:
+            raise UserError(f"{self.place}/index.json is damaged ({error}); {self.advice}") from None
+
+    def samples(self, names: list[str]) -> Iterator[dict]:
+        """The samples of these shards in order as raw bytes, {"__key__": ..., "json": ..., ...}.
+
+        The next shard is fetched and hashed meanwhile. Raises UserError for one that is missing, cannot be fetched or
+        differs from what the index says.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
+            ahead = [pool.submit(self._open, name) for name in names[:1]]
+            try:
+                for number in range(len(names)):
+                    file = ahead.pop().result()
+                    ahead += [pool.submit(self._open, name) for name in names[number + 1 : number + 2]]
+                    with file:
+                        yield from _group(file)
+            finally:
+                for future in ahead:
+                    future.add_done_callback(lambda done: done.exception() or done.result().close())
+
+    def _open(self, name: str) -> BinaryIO:
+        """A shard, open and found to be what the index says."""
+        path, expected = f"{self.place}/{name}", self.index["shards"][name]["sha256"]
+        try:
+            file = _fetched(path) if self.remote else open(path, "rb")
+        except FileNotFoundError:
+            raise UserError(f"no shard {path}, which index.json names; {self.advice}") from None
+        state = os.fstat(file.fileno())
+        state = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+        if self.verified.get(name) != state:
+            if sha256(file.fileno()) != expected:
+                file.close()
+                raise UserError(f"the shard {path} is not the one that index.json describes (damaged or cut); "
+                                f"{self.advice}")
+            self.verified[name] = state
+            file.seek(0)
+        return file
+
+
+def _fetched(url: str) -> BinaryIO:
+    """A file from elsewhere, in an unnamed temporary file."""
+    for number in range(TRIES):
+        file = tempfile.TemporaryFile()
+        try:
+            with fsspec.open(url, "rb", block_size=0) as source:  # 0: one request, read from front to back
+                while data := source.read(1 << 20):
+                    file.write(data)
+            file.seek(0)
+            return file
+        except FileNotFoundError:
+            raise
+        except ImportError as error:
+            raise UserError(f"{url}: {error}; for s3 that is pip install 'maavt[s3]'") from None
+        except Exception as error:  # each protocol has errors of its own
+            file.close()
+            if number + 1 == TRIES:
+                raise UserError(f"{url} cannot be fetched ({type(error).__name__}: {error}), tried {TRIES} times; is "
+                                "the place reachable from here, and are its keys set?") from None
+            time.sleep(PAUSE * 2**number)
+
+
+def _group(file: BinaryIO) -> Iterator[dict]:
+    """Consecutive members with the same key as one sample: what follows the first dot of a name names the member."""
+    sample: dict = {}
+    for name, data in _members(file):
+        key, _, part = name.rpartition("/")[2].partition(".")
+        if sample and sample["__key__"] != key:
+            yield sample
+            sample = {}
+        sample |= {"__key__": key, part: data}
+    if sample:
+        yield sample
+
+
+def _members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the members of a tar as the shard stage writes it: a fifth of tarfile's time."""
+    long = None
+    while (header := file.read(BLOCK))[:1] not in (b"\0", b""):
+        name, size, kind = header[:100].rstrip(b"\0"), int(header[124:136].rstrip(b"\0 "), 8), header[156:157]
+        data = file.read(size)
+        file.seek(-size % BLOCK, os.SEEK_CUR)
+        if kind == b"x":  # facts about the next member: a name too long for its header
+            long = re.search(rb"^\d+ path=(.+)$", data, re.MULTILINE)
+            continue
+        assert kind in b"0\0", f"a member of the kind {kind!r} in a shard"
+        yield (long[1] if long else name).decode(), data
+        long = None

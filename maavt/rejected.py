@@ -1,0 +1,33 @@
+"""Why a file or clip cannot be used: one of a few reasons, raised and handed on as data."""
+
+REASONS = {
+    "missing file": "there is no such file",
+    "unreadable file": "the file may not be read, or the disk fails",
+    "empty file": "the file has no bytes",
+    "not media": "not a file that FFmpeg takes for one recording",
+    "encrypted": "a track is encrypted",
+    "no video stream": "there is no picture track (a cover picture is none)",
+    "no audio stream": "there is no sound track",
+    "no video decoder": "FFmpeg here has no decoder for the picture track",
+    "no audio decoder": "FFmpeg here has no decoder for the sound track",
+    "unusable dimensions": "the picture is larger than MAX_PIXELS or longer than MAX_ASPECT times its short side",
+    "no frame decoded": "not one picture could be decoded",
+    "no sound decoded": "not one sample of sound could be decoded",
+    "too short": "picture or sound reaches less than MIN_COVERAGE of the clip",
+    "out of memory": "there was not enough memory to decode the file",
+    "timed out": "decoding took longer than its time limit",
+    "decoder crashed": "the decoding process died, or failed in a way that it should not",
+}
+
+
+class Rejected(Exception):
+    """A file or clip that cannot be used: `reason` is one of REASONS, `detail` is free text for people."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        assert reason in REASONS, reason
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
