@@ -5,8 +5,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-import yaml
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny networks run faster on one thread, above all beside other work
+
+import pytest  # noqa: E402
+import yaml  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TINY = {

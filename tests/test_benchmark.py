@@ -21,15 +21,6 @@ TINY = "vit_tiny_patch16_224"
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny networks run faster on one thread, above all beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def params(**changes):
     return parse_params(tiny_settings(tokens=5, benchmark={"image_size": 32, "batches": [2], "rounds": 2,
                                                            "backbones": [TINY], **changes}))
