@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "stage: a trained model on the test split",
     "benchmark": "stage: parameters and samples per second",
     "report": "stage: one page that shows the result",
+    "bench": "measure sharding and loading beside the usual way (maavt bench data)",
     "probe": "say of media files whether they can be used, as JSON",
     "clips": "print the manifest of a data set, without downloading it",
     "predict": "print the classes of clips, second by second, as JSON",

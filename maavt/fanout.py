@@ -9,7 +9,6 @@ import os
 import pickle
 import resource
 import signal
-import sys
 import threading
 import traceback
 from collections import deque
@@ -17,9 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
+from pathlib import Path
 from typing import Any
 
-from maavt.media import Rejected
+from maavt.rejected import Rejected
 from maavt.work import default_workers
 
 IN_FLIGHT = 16  # items per worker that are being worked on, or done and waiting behind one that takes long
@@ -34,13 +34,15 @@ def fan_out(
     *,
     workers: int | None = None,
     time_limit: float | None = None,
+    memory_limit: int | None = None,
     label: Callable[[Any], str] = str,
 ) -> Iterator[tuple[Any, Any]]:
     """(item, function(item)) for each item, in order, or (item, Rejected) where that failed on the item itself.
 
     A result is a Rejected when the function raised one, when it took longer than `time_limit` seconds (reason
-    `timed out`), or when its process died (`decoder crashed`). Any other exception of the function is raised here,
-    with a note of the item's `label`. Items are taken as they are needed and few are in flight, so memory stays flat.
+    `timed out`), when it needed `memory_limit` bytes more than its process began with (`out of memory`), or when its
+    process died (`decoder crashed`). Any other exception of the function is raised here, with a note of the item's
+    `label`. Items are taken as they are needed and few are in flight, so memory stays flat.
 
     `function` and the items are pickled; workers start by importing the main module, hence the usual
     `if __name__ == "__main__"`. They ignore Ctrl-C and end at once when the iterator is closed, when it fails, or
@@ -49,7 +51,7 @@ def fan_out(
     workers = default_workers() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers={workers}: expected at least 1")
-    crew = _Crew(pickle.dumps(function), workers, time_limit)
+    crew = _Crew(pickle.dumps(function), workers, time_limit, memory_limit)
     source = iter(items)
     tasks: deque[_Task] = deque()  # in order; the first is the next to be handed back
     waiting: deque[_Task] = deque()  # those that no worker has yet
@@ -98,10 +100,11 @@ class _Worker:
 class _Crew:
     """The worker processes of one fan_out, started as there is work for them and replaced when they die."""
 
-    def __init__(self, function: bytes, size: int, time_limit: float | None):
+    def __init__(self, function: bytes, size: int, time_limit: float | None, memory_limit: int | None):
         self.function = function
         self.size = size
         self.time_limit = time_limit
+        self.memory_limit = memory_limit
         self.workers: list[_Worker] = []
         self.failed_starts = 0
 
@@ -145,9 +148,9 @@ class _Crew:
     def _start(self) -> None:
         ours, theirs = _spawn.Pipe()
         resource_tracker.ensure_running()  # else start() does it, and that unblocks SIGINT
-        process = _spawn.Process(target=_work, args=(theirs, self.function, self.time_limit), daemon=True,
-                                 name="maavt worker")
-        with _uninterrupted():
+        process = _spawn.Process(target=_work, daemon=True, name="maavt worker",
+                                 args=(theirs, self.function, self.time_limit, self.memory_limit))
+        with _uninterrupted(), _one_thread():
             process.start()
             self.workers.append(_Worker(process, ours))
             theirs.close()
@@ -195,6 +198,22 @@ def _uninterrupted() -> Iterator[None]:
             handlers[number](number, frame)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let processes started here compute in one thread each: they share the cores, and sums stay the same."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _end(worker: _Worker) -> int:
     """Make sure that a worker is dead, and return its exit code."""
     worker.pipe.close()
@@ -206,16 +225,17 @@ def _end(worker: _Worker) -> int:
     return code
 
 
-def _work(pipe: connection.Connection, function: bytes, time_limit: float | None) -> None:
+def _work(pipe: connection.Connection, function: bytes, time_limit: float | None, memory_limit: int | None) -> None:
     """A worker's life: one item after the other, until the pipe closes."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are expected: no core files
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process whatever it is stuck in
     try:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
         call = pickle.loads(function)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
+        if memory_limit:
+            pages = int(Path("/proc/self/statm").read_text().split()[5])  # what it has for itself and its imports
+            limit = pages * resource.getpagesize() + memory_limit
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     except Exception as error:
         pipe.send_bytes(_pack("error", error))
         return
@@ -230,6 +250,8 @@ def _work(pipe: connection.Connection, function: bytes, time_limit: float | None
             message = _pack("result", call(pickle.loads(task)))
         except Rejected as rejected:
             message = _pack("result", rejected)
+        except MemoryError as error:
+            message = _pack("result", Rejected("out of memory", str(error)))
         except Exception as error:
             message = _pack("error", error)
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -47,14 +47,13 @@ class Media:
 
 
 def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rate: int, start: float = 0.0,
-           pad: str = "silence", wanted: range | None = None, exact: bool = True) -> Media:
+           pad: str = "silence", wanted: range | None = None) -> Media:
     """Decode `seconds` of a file from `start`: one frame per second and the sound, on one clock.
 
     Frame s is the one on view at start + s + 0.5: the last whose own time is not later, or the first of all when
     there is none. It is shown as a player would (rotation, mirroring, pixel shape), its short side scaled to
     frame_size and its centre square kept. Time without sound is silence. `wanted` says which frames are needed, by
-    their numbers; picture is decoded no further than that. Without `exact`, pictures that no other one refers to are
-    not decoded, which saves a fifth of the time, and a frame may be a few frame times early.
+    their numbers; picture is decoded no further than that.
 
     A picture that ends early (before the last frame that is needed) is held and sound that ends early is followed by
     silence (pad="silence"), provided that both reach MIN_COVERAGE of the clip. With pad="tile" both are repeated from
@@ -69,7 +68,7 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
         raise ValueError(f"{wanted=}: expected some of {seconds} seconds")
     try:
         _check_file(path)
-        read = partial(_read, path, seconds, frame_size, start, wanted, exact)
+        read = partial(_read, path, seconds, frame_size, start, wanted)
         picture, sound, landed = read(seek=start > SEEK_FROM)
         if not landed:  # behind the first frame that is needed: read from the beginning instead
             picture, sound, _ = read(seek=False)
@@ -103,8 +102,7 @@ def _check_file(path: str | os.PathLike) -> None:
         raise Rejected("empty file")
 
 
-def _read(path: str | os.PathLike, seconds: int, frame_size: int, start: float, wanted: range, exact: bool, *,
-          seek: bool):
+def _read(path: str | os.PathLike, seconds: int, frame_size: int, start: float, wanted: range, *, seek: bool):
     """(picture, sound, whether a seek landed early enough) after one pass over the file, as short as possible."""
     try:  # "file:", lest a colon in a name be taken for a protocol
         container = av.open(f"file:{os.fspath(Path(path).absolute())}", metadata_errors="ignore",
@@ -122,8 +120,6 @@ def _read(path: str | os.PathLike, seconds: int, frame_size: int, start: float, 
         for stream in (video, audio):
             stream.codec_context.thread_count = 1  # the parallel unit is the clip: least CPU time, least memory
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        if not exact:
-            video.codec_context.skip_frame = "NONREF"
         begin = _origin(container, (video, audio)) + start
         picture = Picture(Track(video, begin), seconds, wanted, frame_size)
         sound = Sound(Track(audio, begin), seconds)

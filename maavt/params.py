@@ -139,7 +139,6 @@ class Shard:
     """The shard stage."""
 
     frame_size: Annotated[int, Field(ge=16, le=2048)]
-    exact_frames: bool
     jpeg_quality: Annotated[int, Field(ge=1, le=95)]
     clips_per_shard: Count
     min_coverage: Share

@@ -1,6 +1,8 @@
 """The picture track of a media file -> one upright, square frame for every second."""
 
 import math
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
 
 import av
 import numpy as np
@@ -10,6 +12,8 @@ from maavt.rejected import Rejected
 from maavt.track import Track
 
 MAX_PIXELS = 8192 * 4352  # a picture of 8K, UHD or DCI, with its last macroblocks full
+REORDERED = 16  # frames that may be stored between a frame and the one shown next, at most, in any codec
+MAX_WAITING = 16 * 2**20  # bytes of packets
 MAX_ASPECT = 16  # long side over short side, as displayed
 
 # Correct to the rounding, at 1 ms per 1080p frame; without the flags white comes out as 253.
@@ -17,7 +21,11 @@ SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FU
 
 
 class Picture:
-    """Chooses the frames on view at 0.5, 1.5, ... as decoded frames come, holding one of them at a time."""
+    """Chooses the frames on view at 0.5, 1.5, ... as decoded frames come, holding one of them at a time.
+
+    Frames that no other one refers to are decoded only when they are on view at such a time: packets wait until so
+    many later ones are known that none of these can come before them. That is exact, and a fifth faster.
+    """
 
     def __init__(self, track: Track, seconds: int, wanted: range, size: int):
         self.track = track
@@ -31,6 +39,10 @@ class Picture:
         self.begin = math.inf
         self.last = -math.inf  # time of the held frame
         self.step = 0.04  # seconds between the last two frames; at first a guess
+        self.reordered = track.stream.codec_context.has_b_frames  # without, every frame may be referred to
+        self.waiting: deque[av.Packet] = deque()
+        self.times: list[float] = []  # of the waiting packets and of some before them, sorted
+        self.gone: deque[float] = deque()  # times of some packets before the waiting ones
 
     @property
     def done(self) -> bool:
@@ -41,6 +53,33 @@ class Picture:
         return self.last + self.step
 
     def take(self, packet: av.Packet | None) -> None:
+        """Note a packet (None: there are no more) and decode those whose turn has come."""
+        if not self.reordered:
+            self._decode(packet)
+            return
+        if packet:
+            self.waiting.append(packet)
+            insort(self.times, self.track.own_time(packet, default=-math.inf))
+        while len(self.waiting) > REORDERED or self.waiting and (
+                packet is None or sum(p.size for p in self.waiting) > MAX_WAITING):
+            first = self.waiting.popleft()
+            time = self.track.own_time(first, default=-math.inf)
+            self.track.stream.codec_context.skip_frame = "DEFAULT" if self._on_view(time) else "NONREF"
+            self._decode(first)
+            self.gone.append(time)
+            if len(self.gone) > 2 * REORDERED:  # a decoder gives out some of its frames that late
+                del self.times[bisect_left(self.times, self.gone.popleft())]
+        if packet is None:
+            self._decode(None)
+
+    def _on_view(self, time: float) -> bool:
+        """Whether a frame is the last one before some s + 0.5, or may be."""
+        place = bisect_right(self.times, time)
+        if time == -math.inf or self.decoded == 0 or place == len(self.times):
+            return True
+        return max(math.ceil(time - 0.5 - 1e-6), 0) + 0.5 < self.times[place] - 1e-6
+
+    def _decode(self, packet: av.Packet | None) -> None:
         for frame in self.track.decode(packet):
             time = self.track.own_time(frame)
             if self.held is None:
@@ -50,9 +89,14 @@ class Picture:
                 if time is None or time <= self.last:  # missing, or the clock ran backwards: go on from here
                     time = self.end
                 self._show(before=time)
-                self.step, self.last = time - self.last, time
+                self.step, self.last = time - self._before(time), time
             self.held = frame
             self.decoded += 1
+
+    def _before(self, time: float) -> float:
+        """When the frame before that of `time` began, decoded or not."""
+        place = bisect_left(self.times, time - 1e-6)
+        return max(self.last, self.times[place - 1]) if place else self.last
 
     def _show(self, before: float) -> None:
         count = min(self.seconds, math.ceil(before - 0.5 - 1e-6))  # 1e-6: times are rounded, being floats

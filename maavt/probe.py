@@ -10,6 +10,7 @@ from maavt.work import default_workers
 
 SECONDS = 10  # of each file, at most
 TIME_LIMIT = 60.0  # seconds for one file
+MEMORY_LIMIT = 600 * 2**20  # bytes for one file
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,7 +34,8 @@ def probe(paths: Sequence[str], *, workers: int | None = None, time_limit: float
     decoded in worker processes, so a file that hangs or crashes the decoder costs only itself.
     """
     workers = min(workers or default_workers(), max(len(paths), 1))
-    for path, result in fan_out(_measure, map(str, paths), workers=workers, time_limit=time_limit):
+    for path, result in fan_out(_measure, map(str, paths), workers=workers, time_limit=time_limit,
+                                memory_limit=MEMORY_LIMIT):
         rejected = isinstance(result, Rejected)
         frames, audio_seconds = (0, 0.0) if rejected else result
         yield {"file": path, "ok": not rejected, "frames": frames, "audio_seconds": round(audio_seconds, 3),

@@ -31,7 +31,7 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
 
     Of a clip to train on, where a window of its sound is drawn anew in each epoch, the whole is kept.
     """
-    frames, sound = read_clip(raw / clip.path, recipe, frame_size=settings.frame_size, exact=settings.exact_frames,
+    frames, sound = read_clip(raw / clip.path, recipe, frame_size=settings.frame_size,
                               whole=recipe.windowed and clip.split == "train")
     members = {f"frame-{second:02d}.jpg": _jpeg(frame, settings.jpeg_quality) for second, frame in frames.items()}
     with io.BytesIO() as buffer:
@@ -39,13 +39,14 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
         members["spectrogram.npy"] = buffer.getvalue()
     facts = asdict(clip) | {"labels": clip.second_labels(recipe.clip_seconds)}
     members["json"] = json.dumps({key: facts[key] for key in ("label", "labels", "start", "end", "source")}).encode()
-    sound = sound.astype(np.float64)
-    pixels = np.stack(list(frames.values())).reshape(-1, 3)
-    return Sample(members, len(sound), (sound.size, sound.sum().item(), np.square(sound).sum().item()),
-                  (len(pixels), *pixels.sum(0, dtype=np.float64).tolist()))
+    values = sound.astype(np.float64).ravel()
+    rows = np.concatenate([frame.reshape(len(frame), -1) for frame in frames.values()])
+    colours = rows.sum(0, dtype=np.uint32).reshape(-1, 3).sum(0, dtype=np.float64)  # in two steps: 20 times as fast
+    return Sample(members, len(sound), (values.size, values.sum().item(), (values @ values).item()),
+                  (rows.size / 3, *colours.tolist()))
 
 
-def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, exact: bool = True, whole: bool = False
+def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool = False
               ) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """The frames that a clip's pairs need, (frame_size, frame_size, 3) uint8 by their second, and its spectrograms
     (pairs, frames, bins) float16; one of all its sound and all frames that a window may need when `whole`.
@@ -54,7 +55,7 @@ def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, exact: bool =
     """
     wanted = frames_of_pairs(recipe, whole)
     media = decode(path, seconds=recipe.clip_seconds, frame_size=frame_size, sample_rate=recipe.sample_rate,
-                   pad=recipe.pad, wanted=wanted, exact=exact)
+                   pad=recipe.pad, wanted=wanted)
     waveform = media.waveform
     if whole:
         stretches = waveform[None]

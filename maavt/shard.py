@@ -30,6 +30,7 @@ from maavt.spectrogram import spectrograms
 from maavt.work import atomic, project_root, publish, sha256, workspace, write_table
 
 TIME_LIMIT = 120.0  # seconds for one clip
+MEMORY_LIMIT = 600 * 2**20  # bytes for one clip: with the 80 MB of its code, a worker stays under 700 MB
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,7 +91,8 @@ def _tar(folder: Path, name: str) -> Path:
 def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) -> Iterator[tuple[str, dict]]:
     """Decode the clips of all shards in parallel and write shard after shard; its statistics come last."""
     sample = partial(make_sample, raw=raw, settings=params.shard, recipe=params.shard.spectrogram[params.dataset])
-    results = fan_out(sample, [clip for _, shard in plan for clip in shard], time_limit=TIME_LIMIT)
+    results = fan_out(sample, [clip for _, shard in plan for clip in shard], time_limit=TIME_LIMIT,
+                      memory_limit=MEMORY_LIMIT, label=lambda clip: clip.path)
     rejected = 0
     for name, shard in plan:
         stats = {"samples": 0, "pairs": 0, "rejects": {}, "spectrogram_sums": [0.0] * 3, "frame_sums": [0.0] * 4}

@@ -1,7 +1,6 @@
 """The sound track of a media file -> a mono waveform, in place on the clip's clock."""
 
 import math
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 import av
@@ -10,6 +9,7 @@ import numpy as np
 from maavt.track import Track
 
 MAX_RATE = 768_000  # samples per second
+BLOCK = 16384  # samples that are mixed at once
 MAX_JITTER = 0.1  # seconds by which a sound's time may differ from the end of the sound before without a gap
 
 # How loud each channel is in the mono mix (ITU-R BS.775, as FFmpeg has it), before they are scaled to sum to 1.
@@ -17,19 +17,36 @@ MIX = {"FL": 0.5**0.5, "FR": 0.5**0.5, "FLC": 0.5**0.5, "FRC": 0.5**0.5, "FC": 1
        "BL": 0.5, "BR": 0.5, "BC": 0.5, "SL": 0.5, "SR": 0.5, "LFE": 0.0, "LFE2": 0.0}
 
 
+class _Stretch:
+    """Sound without a gap, of one rate, format and layout; frames are mixed many at a time, which is three times as
+    fast as one by one."""
+
+    def __init__(self, begin: float, kind: tuple[int, str, str]):
+        self.begin = begin  # seconds
+        self.kind = kind
+        self.queue = av.AudioFifo()
+        self.chunks: list[np.ndarray] = []  # each (samples,) float32
+
+    def add(self, frame: av.AudioFrame) -> None:
+        frame.pts = None  # the queue holds no clock
+        self.queue.write(frame)
+        if self.queue.samples >= BLOCK:
+            self.chunks.append(_to_mono(self.queue.read()))
+
+    def samples(self) -> np.ndarray:
+        """(samples,) float32 in [-1, 1]."""
+        if self.queue.samples:
+            self.chunks.append(_to_mono(self.queue.read()))
+        return np.nan_to_num(np.concatenate(self.chunks)).clip(-1, 1)
+
+
 class Sound:
     """Gathers the stretches of sound within the clip as mono, each with its beginning on the clip's clock."""
-
-    @dataclass
-    class Stretch:
-        begin: float  # seconds
-        rate: int
-        chunks: list[np.ndarray] = field(default_factory=list)  # each (samples,) float32
 
     def __init__(self, track: Track, seconds: int):
         self.track = track
         self.seconds = seconds
-        self.stretches: list[Sound.Stretch] = []
+        self.stretches: list[_Stretch] = []
         self.decoded = 0
         self.begin = math.inf
         self.last = 0.0  # end of the last decoded frame
@@ -52,17 +69,17 @@ class Sound:
             self.last = time + frame.samples / frame.sample_rate
             self.decoded += 1
             if self.last > 0 and time < self.seconds:
-                if gap or not self.stretches or self.stretches[-1].rate != frame.sample_rate:
-                    self.stretches.append(Sound.Stretch(time, frame.sample_rate))
-                self.stretches[-1].chunks.append(_to_mono(frame))
+                kind = frame.sample_rate, frame.format.name, frame.layout.name
+                if gap or not self.stretches or self.stretches[-1].kind != kind:
+                    self.stretches.append(_Stretch(time, kind))
+                self.stretches[-1].add(frame)
                 self.end = self.last
 
     def finish(self, rate: int, *, repeat: bool) -> np.ndarray:
         """(seconds * rate,) float32, after the last packet."""
         waveform = np.zeros(self.seconds * rate, np.float32)
         for stretch in self.stretches:
-            samples = np.nan_to_num(np.concatenate(stretch.chunks)).clip(-1, 1)
-            samples = _resample(samples, stretch.rate, rate)
+            samples = _resample(stretch.samples(), stretch.kind[0], rate)
             begin = round(stretch.begin * rate)
             samples = samples[max(-begin, 0):][:max(len(waveform) - max(begin, 0), 0)]
             waveform[max(begin, 0):max(begin, 0) + len(samples)] = samples

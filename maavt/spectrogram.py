@@ -21,13 +21,15 @@ def filter_bank(waveform: np.ndarray, sample_rate: int, *, bins: int, shift_ms: 
     Hann windows of 25 ms, pre-emphasis 0.97, no dither, power spectrum, HTK's mel scale from 20 Hz up.
     """
     size, shift = sample_rate * WINDOW_MS // 1000, int(sample_rate * shift_ms * 0.001)
-    waveform = waveform - waveform.mean(-1, keepdims=True)
-    frames = sliding_window_view(waveform, size, axis=-1)[..., ::shift, :]
-    frames = frames - frames.mean(-1, keepdims=True)
-    before = np.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-    frames = (frames - np.float32(0.97) * before) * np.hanning(size).astype(np.float32)
     padded = 1 << (size - 1).bit_length()
-    power = np.abs(np.fft.rfft(frames, padded)) ** 2
+    window = np.hanning(size).astype(np.float32)  # is 0 at a frame's first sample, which has none before it
+    waveform = waveform - waveform.mean(-1, keepdims=True)
+    means = sliding_window_view(waveform, size, axis=-1)[..., ::shift, :].mean(-1)
+    emphasised = waveform - np.float32(0.97) * np.concatenate([waveform[..., :1], waveform[..., :-1]], axis=-1)
+    frames = sliding_window_view(emphasised, size, axis=-1)[..., ::shift, :]
+    spectrum = np.fft.rfft(frames * window, padded)
+    spectrum -= (means * np.float32(1 - 0.97))[..., None] * np.fft.rfft(window, padded)  # of frames without their means
+    power = spectrum.real**2 + spectrum.imag**2
     return np.log(np.maximum(power @ _mel_filters(bins, padded, sample_rate), SMALLEST))
 
 

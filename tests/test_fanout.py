@@ -131,7 +131,7 @@ def test_workers_killed_at_any_instant_cost_at_most_what_they_had_in_hand():
 
     def kill_now_and_then():
         rng = random.Random(1)
-        while not stop.wait(rng.uniform(0.1, 0.5)):
+        while not stop.wait(rng.uniform(0.2, 1.5)):
             try:
                 if crew := children():
                     rng.choice(crew).kill()

@@ -179,6 +179,21 @@ def test_frames_of_a_variable_rate_go_by_their_own_times(tmp_path):
     assert near(levels(ask(path, 4)), [30, 60, 120, 150])
 
 
+@pytest.mark.parametrize("options", [{}, {"bf": "0"}, {"bf": "16", "b-pyramid": "none"}, {"bf": "8", "refs": "8"}])
+@pytest.mark.parametrize("suffix, fps", [("mp4", 25), ("mkv", 3), ("ts", 30)])
+def test_frames_are_the_same_as_when_every_packet_is_decoded(tmp_path, monkeypatch, options, suffix, fps):
+    rng = np.random.default_rng(fps)
+    times = np.cumsum(rng.choice([0.5, 1, 1, 1, 2], 5 * fps)) / fps
+    pictures = [np.roll(_quadrants(), number, axis=number % 2) for number in range(len(times))]
+    path = write_clip(tmp_path / f"a.{suffix}", pictures, tone(times[-1])[None], codec="libx264", acodec="mp2", fps=fps,
+                      gop=2 * fps, times=[float(time) for time in times], setup=lambda video, _: setattr(
+                          video, "options", {"crf": "20", **options}))
+    seconds = math.ceil(times[-1])
+    chosen = ask(path, seconds).frames
+    monkeypatch.setattr(picture.Picture, "_on_view", lambda *_: True)
+    assert np.array_equal(chosen, ask(path, seconds).frames)
+
+
 def test_picture_that_starts_late_shows_its_first_frame_before(tmp_path):
     path = write_clip(tmp_path / "a.mkv", [grey(100), grey(200)], tone(4)[None], times=[1.2, 3.2])
     assert near(levels(ask(path, 4)), [100, 100, 100, 200])

@@ -72,14 +72,6 @@ def test_short_clip_is_repeated_to_its_length(tmp_path):
     assert sound[0, 200].max() > 0  # in the third second
 
 
-def test_frames_that_are_not_exact_are_near(tmp_path):
-    path = write_clip(tmp_path / "a.mp4", [grey(20 + 2 * i, 64, 64) for i in range(100)], codec="libx264",
-                      acodec="aac", fmt="fltp")
-    exact, near = (read_clip(path, RECIPES["synth"], frame_size=SIZE, exact=exact)[0] for exact in (True, False))
-    distances = [abs(exact[s].mean() - near[s].mean()) / 2 for s in range(10)]  # in frames
-    assert 0 < max(distances) < 5
-
-
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory) -> Path:
     """Shards by VGGSound's recipe of clips whose sound rises by a semitone each second."""
