@@ -15,7 +15,7 @@ repro: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	@$(RUN) ruff check -q .
-	@$(RUN) python -m pytest
+	@$(RUN) python -m pytest -n 2 --dist loadfile
 
 # make ablate SETTINGS='maavt.lsa=true,false' SEEDS='0 1': a grid of experiments; by default Table 8's numbers of tokens.
 SETTINGS ?= tokens=2,5,10,15

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import io
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -34,7 +35,7 @@ from maavt.sample import make_sample
 from maavt.work import project_root, write_table
 
 SECONDS, FPS, WIDTH, HEIGHT, RATE = 10, 25, 640, 360, 44100  # of the made clips
-FRAME, IMAGE = 256, 224  # pixels
+SIZE = 224  # pixels
 PASSES = 5  # of the loaders over the clips, in each round
 
 
@@ -70,7 +71,7 @@ def measure(folder: Path, params: Params, ffmpeg: str, *, clips: int, rounds: in
 
     paths = [path for path, _ in fan_out(make_clip, [folder / f"{number}.mp4" for number in range(clips)])]
     recipe = params.shard.spectrogram["ave"]
-    settings = replace(params.shard, frame_size=FRAME, min_coverage=0.0, spectrogram={params.dataset: recipe})
+    settings = replace(params.shard, frame_size=SIZE, min_coverage=0.0, spectrogram={params.dataset: recipe})
     manifest = [Clip(key=path.stem, path=path.name, label="a", split=("train", "val", "test")[min(number, 2)], start=0,
                      end=SECONDS, source="") for number, path in enumerate(paths * 3)]
     manifest = [replace(clip, key=f"{clip.key}-{number}") for number, clip in enumerate(manifest)]
@@ -79,7 +80,9 @@ def measure(folder: Path, params: Params, ffmpeg: str, *, clips: int, rounds: in
     shard = partial(shard_our_way, settings=settings, recipe=recipe)
     usual = partial(shard_usual_way, ffmpeg=ffmpeg, folder=folder, bins=recipe.bins, shift_ms=recipe.shift_ms)
     ways = {
-        ("sharding", "usual", 1): (usual, paths), ("sharding", "maavt", 1): (shard, paths),
+        ("sharding", "usual, files only", 1): (usual, paths),
+        ("sharding", "usual", 1): (partial(usual, quality=settings.jpeg_quality), paths),
+        ("sharding", "maavt", 1): (shard, paths),
         ("sharding", "maavt", 2): (shard, paths * 2),
         ("loading", "usual", 1): (partial(load_usual_way, bins=recipe.bins, shift_ms=recipe.shift_ms), paths),
         ("loading", "maavt", 1): (load_our_way, [folder / "shards"]),
@@ -116,7 +119,7 @@ def _timed(function: Callable, item: Path) -> tuple[int, float, float]:
     """(clips, CPU seconds of this process and those it started, peak memory so far in MB)."""
     begin = time.process_time(), _children()
     clips = function(item)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
     return clips, time.process_time() - begin[0] + _children() - begin[1], peak
 
 
@@ -129,37 +132,54 @@ def shard_our_way(path: Path, *, settings, recipe) -> int:
     """A clip as the shard stage makes it, in a tar, hashed."""
     clip = Clip(key=path.stem, path=path.name, label="a", split="train", start=0, end=SECONDS, source="")
     sample = make_sample(clip, raw=path.parent, settings=settings, recipe=recipe)
-    with io.BytesIO() as buffer:
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
-            for name, data in sample.members.items():
-                member = tarfile.TarInfo(f"{clip.key}.{name}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-        hashlib.sha256(buffer.getbuffer())
+    _pack(clip.key, sample.members)
     return 1
 
 
-def shard_usual_way(path: Path, *, ffmpeg: str, folder: Path, bins: int, shift_ms: float) -> int:
-    """A clip as ten JPEG files, a WAV file and ten filter banks."""
+def _pack(key: str, members: dict[str, bytes]) -> None:
+    with io.BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name, data in members.items():
+                member = tarfile.TarInfo(f"{key}.{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        hashlib.sha256(buffer.getbuffer())
+
+
+def _scaled(path: Path):
+    from PIL import Image
+
+    return Image.open(path).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+
+
+def shard_usual_way(path: Path, *, ffmpeg: str, folder: Path, bins: int, shift_ms: float, quality: int = 0) -> int:
+    """A clip as ten JPEG files and a WAV file, and from these ten filter banks and, with a JPEG `quality`, a tar of
+    scaled frames and filter banks: what our way ends with."""
     files = folder / "usual" / path.stem
     files.mkdir(parents=True, exist_ok=True)
     quiet = [ffmpeg, "-v", "error", "-nostdin", "-y", "-threads", "1", "-i", str(path)]
     subprocess.run([*quiet, "-vf", "fps=1", "-q:v", "2", "-threads", "1", str(files / "%04d.jpg")], check=True)
     subprocess.run([*quiet, "-ac", "1", "-ar", "16000", str(files / "sound.wav")], check=True)
-    np.save(files / "spectrogram.npy", np.stack(_banks(files / "sound.wav", bins, shift_ms)))
+    with io.BytesIO() as buffer:
+        np.save(buffer, np.stack(_banks(files / "sound.wav", bins, shift_ms)))
+        members = {"spectrogram.npy": buffer.getvalue()}
+    if quality:
+        for second in range(SECONDS):
+            with io.BytesIO() as buffer:
+                _scaled(files / f"{second + 1:04d}.jpg").save(buffer, "JPEG", quality=quality)
+                members[f"frame-{second:02d}.jpg"] = buffer.getvalue()
+    _pack(path.stem, members)
     return 1
 
 
 def load_usual_way(path: Path, *, bins: int, shift_ms: float) -> int:
     """A sample of ten pairs from the files that the usual way of sharding leaves."""
     import torch
-    from PIL import Image
 
     files = path.parent / "usual" / path.stem
     mean, std = (np.array(values, np.float32) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     for _ in range(PASSES):
-        frames = [Image.open(files / f"{second + 1:04d}.jpg").convert("RGB").resize((IMAGE, IMAGE),
-                  Image.Resampling.BILINEAR) for second in range(SECONDS)]
+        frames = [_scaled(files / f"{second + 1:04d}.jpg") for second in range(SECONDS)]
         torch.from_numpy((np.stack([np.asarray(frame, np.float32) / 255 for frame in frames]) - mean) / std)
         torch.from_numpy(np.stack(_banks(files / "sound.wav", bins, shift_ms)))
     return PASSES
@@ -170,7 +190,7 @@ def load_our_way(folder: Path) -> int:
     from maavt.loader import Loader
 
     os.environ["MAAVT_WORKERS"] = "1"
-    loader = Loader(folder, "test", batch=32, image_size=IMAGE)
+    loader = Loader(folder, "test", batch=32, image_size=SIZE)
     for epoch in range(PASSES):
         for _ in loader.shuffled(seed=0, epoch=epoch, held=100):
             pass
@@ -202,7 +222,7 @@ def make_clip(path: Path) -> None:
         audio = container.add_stream("aac", rate=RATE, layout="stereo")
         for number in range(SECONDS * FPS):
             x, y = int(200 + 150 * np.sin(number / 40)), int(100 + 80 * np.cos(number / 30))
-            noise = rng.integers(-6, 7, (HEIGHT, WIDTH, 3), np.int16)
+            noise = rng.integers(-3, 4, (HEIGHT, WIDTH, 3), np.int16)
             picture = (ground[y : y + HEIGHT, x : x + WIDTH] + noise).clip(0, 255).astype(np.uint8)
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         container.mux(video.encode())

@@ -33,6 +33,7 @@ def fan_out(
     items: Iterable[Any],
     *,
     workers: int | None = None,
+    in_flight: int = IN_FLIGHT,
     time_limit: float | None = None,
     memory_limit: int | None = None,
     label: Callable[[Any], str] = str,
@@ -47,7 +48,15 @@ def fan_out(
     `function` and the items are pickled; workers start by importing the main module, hence the usual
     `if __name__ == "__main__"`. They ignore Ctrl-C and end at once when the iterator is closed, when it fails, or
     when this process dies, however it dies.
+
+    With MAAVT_DASK set and no number of `workers` given, the work is done on that Dask cluster instead.
     """
+    if workers is None and (address := os.environ.get("MAAVT_DASK")):
+        from maavt.cluster import fan_out_on_cluster
+
+        yield from fan_out_on_cluster(address, function, items, time_limit=time_limit, memory_limit=memory_limit,
+                                      label=label)
+        return
     workers = default_workers() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers={workers}: expected at least 1")
@@ -57,7 +66,7 @@ def fan_out(
     waiting: deque[_Task] = deque()  # those that no worker has yet
     try:
         while True:
-            while source is not None and len(tasks) < IN_FLIGHT * workers:
+            while source is not None and len(tasks) < in_flight * workers:
                 try:
                     tasks.append(_Task(next(source)))
                 except StopIteration:

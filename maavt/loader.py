@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
 import torch
-from PIL import Image
+from simplejpeg import decode_jpeg
 
 from maavt.clips import BACKGROUND
 from maavt.errors import UserError
@@ -36,7 +37,7 @@ class Batch:
     part is to be mirrored.
     """
 
-    frames: torch.Tensor  # (B, 3, S, S) uint8
+    frames: torch.Tensor  # (B, 3, S, S) uint8, in memory (B, S, S, 3)
     spectrograms: torch.Tensor  # (B, T, F) float16, not normalised
     labels: torch.Tensor  # (B,) int64, -1 is background
     keys: list[str]
@@ -112,7 +113,7 @@ class Loader:
         return islice(pairs, first, None if count is None else first + count)
 
     def _pairs(self, sample: dict, rng: random.Random | None) -> Iterator[_Pair]:
-        spectrograms = np.load(io.BytesIO(sample["spectrogram.npy"]), allow_pickle=False)  # (pairs, frames, bins)
+        spectrograms = _read_array(sample["spectrogram.npy"])  # (pairs, frames, bins)
         labels = json.loads(sample["json"])["labels"]
         length = self.index["spectrogram_frames"]
         for number, spectrogram in enumerate(spectrograms):
@@ -155,8 +156,8 @@ class Loader:
         frames = np.empty((len(pairs), size, size, 3), np.uint8)
         for target, pair, place in zip(frames, pairs, places, strict=True):
             left, top = place if self.augment == "crop" else (0, 0)
-            target[:] = np.asarray(Image.open(io.BytesIO(pair.jpeg)))[top : top + size, left : left + size]
-        tensors = [torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(),
+            target[:] = decode_jpeg(pair.jpeg)[top : top + size, left : left + size]
+        tensors = [torch.from_numpy(frames).permute(0, 3, 1, 2),
                    torch.from_numpy(np.stack([pair.spectrogram for pair in pairs])),
                    torch.tensor([pair.label for pair in pairs])]
         if self.augment == "resized_crop" and places[0]:
@@ -176,6 +177,24 @@ def _box(size: int, rng: random.Random) -> tuple[int, int, int, int]:
             left, top, width, height = rng.randint(0, size - w), rng.randint(0, size - h), w, h
             break
     return (left + width, top, -width, height) if rng.random() < 0.5 else (left, top, width, height)
+
+
+def _read_array(data: bytes) -> np.ndarray:
+    """A .npy file of numbers, never a pickle."""
+    end = 10 + int.from_bytes(data[8:10], "little")
+    dtype, shape = _read_header(data[:end])
+    return np.frombuffer(data, dtype, offset=end).reshape(shape)
+
+
+@lru_cache
+def _read_header(data: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """Parsing it takes longer than reading the array, and all are alike."""
+    with io.BytesIO(data) as stream:
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject:
+        raise ValueError("a spectrogram of Python objects; expected numbers")
+    return dtype, shape
 
 
 def _shuffle(pairs: Iterable[_Pair], held: int, rng: random.Random) -> Iterator[_Pair]:

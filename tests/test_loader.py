@@ -1,8 +1,12 @@
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from maavt import reader
 from maavt.errors import UserError
 from maavt.loader import Loader
 from maavt.reader import Reader
@@ -112,5 +116,82 @@ def test_no_pickle_is_ever_loaded(project):
     with io.BytesIO() as buffer:
         np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
         sample["spectrogram.npy"] = buffer.getvalue()
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match="Python objects"):
         list(loader(project, "test")._pairs(sample, None))
+
+
+@pytest.fixture
+def server(made):
+    """A web server on this machine that has the made shards; `state` says how it behaves and what was asked."""
+    state = SimpleNamespace(asked=[], fail=0, cut=None)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=made / "data/shards/synth")
+
+        def do_GET(self):
+            state.asked.append(self.path)
+            if state.fail:
+                state.fail -= 1
+                self.send_error(503)
+            elif state.cut and self.path.endswith(state.cut):
+                data = (made / "data/shards/synth" / self.path[1:]).read_bytes()[:-2048]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+            else:
+                super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        state.url = f"http://127.0.0.1:{httpd.server_port}"
+        yield state
+        httpd.shutdown()
+
+
+def test_shards_on_a_web_server_give_the_same_batches(made, server, monkeypatch):
+    monkeypatch.setattr(reader, "PAUSE", 0.01)
+    server.fail = 1  # once is no reason to give up
+    remote = Loader(server.url, "train", batch=16, image_size=32)
+    here, there = (list(one.shuffled(seed=0, epoch=1, held=40)) for one in (loader(made), remote))
+    assert [batch.keys for batch in here] == [batch.keys for batch in there]
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(here, there, strict=True))
+
+
+def test_a_shard_cut_short_on_the_way_is_an_error_that_names_it(server):
+    server.cut = "synth-test-000000.tar"
+    with pytest.raises(UserError, match="/test/synth-test-000000.tar is not the one that index.json describes"):
+        list(Loader(server.url, "test", batch=16, image_size=32).in_order())
+
+
+def test_a_server_that_does_not_answer_is_an_error_that_names_it(server, monkeypatch):
+    monkeypatch.setattr(reader, "PAUSE", 0.01)
+    server.fail = 100
+    with pytest.raises(UserError, match=r"http://127.0.0.1:\d+/index.json cannot be fetched .* tried 3 times"):
+        Loader(server.url, "test", batch=16, image_size=32)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_every_process_gets_the_same_number_of_steps_and_pairs_of_its_own(made, ranks):
+    each = [list(loader(made, batch=8).shuffled(seed=0, epoch=1, held=20, rank=rank, ranks=ranks))
+            for rank in range(ranks)]
+    assert {len(batches) for batches in each} == {loader(made, batch=8).steps(ranks)} == {100 // (8 * ranks)}
+    assert {len(batch.labels) for batches in each for batch in batches} == {8}
+    found = [pair for batches in each for pair in pairs(batches)]
+    assert len(found) == len(set(found))
+
+
+def test_a_process_opens_only_the_shards_of_its_own_pairs(made, server):
+    remote = Loader(server.url, "train", batch=8, image_size=32)
+    server.asked.clear()
+    list(remote.shuffled(seed=0, epoch=1, held=20, rank=0, ranks=3))
+    assert len(server.asked) < len(remote.shards) == 3
+
+
+def test_fewer_pairs_than_processes_is_an_error(made):
+    with pytest.raises(UserError, match="100 pairs for 101 processes"):
+        list(loader(made).shuffled(seed=0, epoch=1, held=20, rank=0, ranks=101))
