@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 
-.PHONY: repro test install clean
+.PHONY: repro test ablate install clean
 
 repro: $(BIN)/.installed
 	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { echo "error: this folder is no git repository with a commit, which DVC needs; clone the project with git, or run: git init && git add . && git commit -m start" >&2; exit 1; }
@@ -15,7 +15,13 @@ repro: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	@$(RUN) ruff check -q .
-	@$(RUN) python -m pytest
+	@$(RUN) python -m pytest -n 2 --dist loadfile
+
+# make ablate SETTINGS='maavt.lsa=true,false' SEEDS='0 1': a grid of experiments; by default Table 8's numbers of tokens.
+SETTINGS ?= tokens=2,5,10,15
+SEEDS ?= 0 1 2
+ablate: $(BIN)/.installed
+	@$(RUN) python -m flows.ablate $(SETTINGS) --seeds $(SEEDS)
 
 install: $(BIN)/.installed
 

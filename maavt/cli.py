@@ -18,8 +18,10 @@ COMMANDS = {
     "report": "stage: one page that shows the result",
     "bench": "measure sharding and loading beside the usual way (maavt bench data)",
     "probe": "say of media files whether they can be used, as JSON",
+    "clips": "print the manifest of a data set, without downloading it",
     "predict": "print the classes of clips, second by second, as JSON",
 }
+MODULES = {"clips": "listing"}  # where the command's name is not that of its module
 
 
 def main() -> None:
@@ -36,7 +38,7 @@ def command(arguments: list[str]) -> int | None:
         return 0 if arguments else 2
     if name not in COMMANDS:
         raise UsageError(f"no command {name!r}; expected one of {', '.join(COMMANDS)}")
-    return importlib.import_module(f"maavt.{name}").main(rest)
+    return importlib.import_module(f"maavt.{MODULES.get(name, name)}").main(rest)
 
 
 if __name__ == "__main__":

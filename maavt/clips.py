@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from maavt.work import atomic, write_table
 
 SPLITS = ("train", "val", "test")
 BACKGROUND = "background"
+KEY = re.compile(r"[A-Za-z0-9_-]+")  # a part of names in tars, whose first dot ends it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,8 @@ class Clip:
     reason: str = ""
 
     def __post_init__(self):
-        if not self.key or "." in self.key or "/" in self.key:
-            raise ValueError(f"key {self.key!r}: expected a name without dots and slashes")
+        if not KEY.fullmatch(self.key):
+            raise ValueError(f"key {self.key!r}: expected letters, digits, - and _")
         if self.split not in SPLITS:
             raise ValueError(f"clip {self.key}: split {self.split!r}; expected one of {', '.join(SPLITS)}")
 
@@ -51,7 +53,7 @@ class Labels:
 
 def write_manifest(folder: Path, clips: Iterable[Clip], labels: Labels) -> None:
     """Write clips.csv and classes.json into `folder`."""
-    write_table(folder / "clips.csv", (field.name for field in fields(Clip)), map(asdict, clips))
+    write_table(folder / "clips.csv", (field.name for field in fields(Clip)), map(vars, clips))
     with atomic(folder / "classes.json") as path:
         path.write_text(json.dumps(asdict(labels), indent=1) + "\n")
 

@@ -28,6 +28,9 @@ def run(main: Callable[[], object]) -> int:
         message, code = str(error), 2
     except UserError as error:
         message, code = str(error), 1
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         message, code = describe(error), 1
     except KeyboardInterrupt:

@@ -37,6 +37,59 @@ class Synth:
 
 
 @settings
+class Ave:
+    """AVE: where its zip is, or a zip or folder of one's own."""
+
+    local: str
+    url: str
+
+
+@settings
+class Vggsound:
+    """VGGSound: where its list and archives are, whether gaps are filled from YouTube, or a folder of one's own."""
+
+    local: str
+    annotations: str
+    hub: str
+    repository: str
+    revision: str
+    archives: str
+    youtube: bool
+    youtube_url: str
+    val_share: Share
+
+
+@settings
+class Cremad:
+    """CREMA-D: where its git repository and LFS server are, or a clone of one's own; which splits."""
+
+    local: str
+    files: str
+    lfs: str
+    split: Literal["published", "actors"]
+    val_share: Share
+    test_share: Share
+
+
+@settings
+class Folder:
+    """Clips of one's own: below folders named like their classes, or named in a table."""
+
+    root: str
+    table: str
+    group: str
+    val_share: Share
+    test_share: Share
+
+
+@settings
+class Download:
+    """The download stage."""
+
+    min_coverage: Share
+
+
+@settings
 class Spectrogram:
     """How a clip becomes pairs of a frame and a spectrogram: params.yaml says what each setting means.
 
@@ -144,15 +197,17 @@ class Benchmark:
 
     backbones: Annotated[tuple[str, ...], Field(min_length=1)]
     image_size: Count
-    batch: Count
+    batches: Annotated[tuple[Count, ...], Field(min_length=1)]
     rounds: Count
+    budget_seconds: Annotated[float, Field(gt=0)]
+    compile: bool
 
 
 @settings
 class Params:
     """All of params.yaml."""
 
-    dataset: Literal["synth"]
+    dataset: Literal["synth", "ave", "vggsound", "cremad", "folder"]
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     backbone: str
     weights: Weights
@@ -160,6 +215,11 @@ class Params:
     image_size: Annotated[int, Field(ge=16, le=2048)]
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     synth: Synth
+    ave: Ave
+    vggsound: Vggsound
+    cremad: Cremad
+    folder: Folder
+    download: Download
     shard: Shard
     augment: dict[str, Augment]
     train: Train
@@ -186,6 +246,15 @@ class Params:
         if self.image_size > self.shard.frame_size:
             mistakes.append(f"image_size: {self.image_size} is more than shard.frame_size, {self.shard.frame_size}; "
                             "expected at most that, since pictures are cropped from stored frames")
+        for name, places in (("vggsound.youtube_url", ["{id}"]), ("cremad.files", ["{path}"])):
+            value = getattr(getattr(self, name.split(".")[0]), name.split(".")[1])
+            mistakes += [f"{name}: {value!r}; expected {place} in it" for place in places if place not in value]
+        for name in ("cremad", "folder"):
+            if (block := getattr(self, name)).val_share + block.test_share >= 1:
+                mistakes.append(f"{name}: val_share {block.val_share} and test_share {block.test_share} leave nothing "
+                                "to train on; expected a sum below 1")
+        if self.dataset == "folder" and not self.folder.root:
+            mistakes.append("folder.root: ''; expected the folder that holds your clips")
         if self.dataset not in self.shard.spectrogram:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
         if self.dataset not in self.augment:

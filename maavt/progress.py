@@ -16,9 +16,10 @@ class _Lines(tqdm):
         return True
 
 
-def progress(iterable=None, *, label: str, unit: str, total: int | None = None, leave: bool = True) -> tqdm:
-    """A tqdm over `iterable` (or to be updated by hand) that suits where stderr goes."""
-    common = dict(desc=label, unit=unit, total=total, leave=leave)
+def progress(iterable=None, *, label: str, unit: str, total: int | None = None, leave: bool = True,
+             scale: bool = False) -> tqdm:
+    """A tqdm over `iterable` (or to be updated by hand) that suits where stderr goes; `scale` for kB, MB, GB."""
+    common = dict(desc=label, unit=unit, total=total, leave=leave, unit_scale=scale)
     if sys.stderr.isatty():
         return tqdm(iterable, dynamic_ncols=True, **common)
     bar = "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed}, {remaining} left, {rate_fmt}{postfix}"

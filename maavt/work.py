@@ -52,6 +52,25 @@ def workspace(stage: str, *inputs) -> Iterator[Path]:
     Raises UserError when another process holds it.
     """
     folder = project_root() / ".work" / stage / fingerprint(*inputs)
+    with _locked(folder, stage):
+        yield folder
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def kept(stage: str, name: str) -> Iterator[Path]:
+    """The locked folder .work/STAGE/NAME of this project, which outlives changes of code and the end of the work.
+
+    Experiments that DVC runs in a folder of their own share it: DVC_ROOT names the original project. Raises UserError
+    when another process holds it.
+    """
+    folder = Path(os.environ.get("DVC_ROOT") or project_root()) / ".work" / stage / name
+    with _locked(folder, stage):
+        yield folder
+
+
+@contextmanager
+def _locked(folder: Path, stage: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "a+") as lock:
         try:
@@ -65,8 +84,21 @@ def workspace(stage: str, *inputs) -> Iterator[Path]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield folder
-        shutil.rmtree(folder)
+        yield
+
+
+def link_tree(source: Path, destination: Path) -> None:
+    """A second name for every file below `source`: no second copy, where the disk can do that."""
+    shutil.rmtree(destination, ignore_errors=True)
+    shutil.copytree(source, destination, copy_function=link)
+
+
+def link(source: Path | str, destination: Path | str) -> None:
+    """A second name for a file, or a copy where the disk cannot do that."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
 
 
 def publish(finished: Path, destination: Path) -> None:

@@ -33,6 +33,15 @@ def test_what_goes_well_is_silent(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_reader_who_has_seen_enough_is_no_error():
+    code = "import sys\nfrom maavt.errors import run\ndef main():\n for _ in range(99999): print('line')\n" \
+           "sys.exit(run(main))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_command_with_one_line(sent):
     code = "import sys, time\nfrom maavt.errors import run\ndef main():\n print('on', flush=True); time.sleep(60)\n" \

@@ -1,11 +1,17 @@
 """Where clips come from, one module per data set.
 
-A source has `labels(params)` and `fetch(params, folder)`, which puts the clips into `folder` and returns one
-Clip for every clip that the data set lists, whether it could be had or not.
+A source has `labels(params)`; `clips(params, annotations)`, one Clip for every clip that the data set lists, without
+fetching any; and `fetch`, which gets them.
 """
 
 from types import ModuleType
 
-from maavt.sources import synth
+from maavt.sources import ave, cremad, folder, synth, vggsound
 
-SOURCES: dict[str, ModuleType] = {"synth": synth}
+SOURCES: dict[str, ModuleType] = {
+    "synth": synth,
+    "ave": ave,
+    "vggsound": vggsound,
+    "cremad": cremad,
+    "folder": folder,
+}

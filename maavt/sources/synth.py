@@ -37,16 +37,21 @@ def _names(classes: int) -> tuple[str, ...]:
     return tuple(f"{SHAPES[c // 2]}-{SOUNDS[(c + 1) // 2 % (classes // 2)]}" for c in range(classes))
 
 
+def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
+    """The clips that `fetch` makes; there are no published lists."""
+    return list(_clips(params.synth, params.seed))
+
+
 def fetch(params: Params, folder: Path) -> list[Clip]:
     """Make every clip that is not yet in `folder`, in parallel. The same seed makes the same clips."""
-    clips = list(_clips(params.synth, params.seed))
-    missing = [clip for clip in clips if not (folder / clip.path).exists()]
+    listed = clips(params)
+    missing = [clip for clip in listed if not (folder / clip.path).exists()]
     make = partial(_make, synth=params.synth, seed=params.seed, folder=folder)
-    with progress(total=len(clips), label="making clips", unit="clip") as bar:
-        bar.update(len(clips) - len(missing))
+    with progress(total=len(listed), label="making clips", unit="clip") as bar:
+        bar.update(len(listed) - len(missing))
         for _ in fan_out(make, missing):
             bar.update()
-    return clips
+    return listed
 
 
 def _clips(synth: Synth, seed: int) -> Iterator[Clip]:

@@ -1,0 +1,139 @@
+"""A grid of experiments: every setting with every seed, one table and one picture of them.
+
+    python -m flows.ablate [--project PATH] [--seeds 0 1 2] [--metric accuracy] SETTING [SETTING ...]
+
+A SETTING is one -S of `dvc exp run`: `tokens=2`, `maavt.lsa=false`; `tokens=2,5,10` stands for three, and
+`maavt.lsa=false+tokens=10` changes two keys at once. The result is data/ablation/ablation.csv and ablation.svg.
+"""
+
+import argparse
+import atexit
+import json
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+
+import yaml
+from matplotlib.figure import Figure
+
+from flows.pipeline import PROJECT, answers, only_run, run, temporary_server  # isort: skip; sets Prefect's environment
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.settings import get_current_settings
+
+from maavt import errors, plots
+from maavt.errors import UsageError, UserError
+from maavt.work import atomic, write_table
+
+
+def grid(settings: list[str]) -> list[str]:
+    """Settings with lists -> single ones: ["tokens=2,5"] -> ["tokens=2", "tokens=5"]; each once, in order.
+
+    Raises UsageError for what is no KEY=VALUE.
+    """
+    found = []
+    for setting in settings:
+        changes = [change.partition("=") for change in setting.split("+")]
+        if not all(key and value for key, _, value in changes):
+            raise UsageError(f"{setting!r} is no setting; expected KEY=VALUE, KEY=VALUE,VALUE or KEY=VALUE+KEY=VALUE")
+        options = [[f"{key}={value}" for value in values.split(",")] for key, _, values in changes]
+        found += ["+".join(chosen) for chosen in product(*options)]
+    return list(dict.fromkeys(found))
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def experiment(name: str, changes: list[str], project: Path, lock: int) -> float:
+    """`dvc exp run` in the project's own folder; returns its seconds. Raises UserError when it fails."""
+    begin = time.monotonic()
+    code, tail = run([sys.executable, "-m", "dvc", "exp", "run", "--name", name, "--force",
+                      *(part for change in changes for part in ("-S", change))], project, lock)
+    if code:
+        raise UserError(f"the experiment {', '.join(changes)} failed: {(tail.splitlines() or ['no message'])[-1]}")
+    return time.monotonic() - begin
+
+
+@flow(persist_result=False)
+def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metric: str = "accuracy") -> list[dict]:
+    """Run every setting with every seed, one after the other; returns the rows of ablation.csv.
+
+    Experiments stay in the repository (`dvc exp show`); the working tree gets the committed parameters back.
+    """
+    before = {path: path.read_bytes() for path in (project / "params.yaml", project / "dvc.lock") if path.exists()}
+
+    def restore() -> None:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+    runs = []
+    with only_run(project) as lock:
+        try:
+            for setting, seed in product(settings, seeds):
+                restore()
+                name = "ablation-" + "".join(c if c.isalnum() else "-" for c in f"{setting}-{seed}")
+                seconds = experiment(name, [*setting.split("+"), f"seed={seed}"], project, lock)
+                runs += [{"setting": setting, "seed": seed, "model": model, "seconds": seconds, **scores}
+                         for model, scores in read_metrics(project).items()]
+        finally:
+            restore()
+    rows = summarise(runs)
+    if any(f"{metric}_mean" not in row for row in rows):
+        raise UserError(f"--metric {metric}: no such number in data/eval; one is accuracy")
+    folder = project / "data" / "ablation"
+    write_table(folder / "ablation.csv", dict.fromkeys(key for row in rows for key in row), rows)
+    figure = Figure(layout="constrained")
+    plots.ablation(figure, rows, metric)
+    with atomic(folder / "ablation.svg") as path:
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    return rows
+
+
+def read_metrics(project: Path) -> dict[str, dict[str, float]]:
+    """data/eval/MODEL/metrics.json of the models that params.yaml names."""
+    models = yaml.safe_load((project / "params.yaml").read_text())["models"]
+    return {model: json.loads((project / "data" / "eval" / model / "metrics.json").read_text()) for model in models}
+
+
+def summarise(runs: list[dict]) -> list[dict]:
+    """One row per setting and model: number of seeds, mean and standard deviation of every number over them."""
+    rows = []
+    for setting, model in dict.fromkeys((one["setting"], one["model"]) for one in runs):
+        own = [one for one in runs if (one["setting"], one["model"]) == (setting, model)]
+        row = {"setting": setting, "model": model, "seeds": len(own)}
+        for key in own[0].keys() - {"setting", "model", "seed"}:
+            values = [one[key] for one in own]
+            row[f"{key}_mean"] = round(statistics.fmean(values), 4)
+            row[f"{key}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else 0.0
+        rows.append({key: row[key] for key in ("setting", "model", "seeds", *sorted(row.keys() - {"setting", "model",
+                                                                                             "seeds"}))})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.ablate", description="Run a grid of DVC experiments.")
+    parser.add_argument("settings", nargs="*", default=["tokens=2,5,10,15"], metavar="SETTING",
+                        help="such as tokens=2,5 or maavt.lsa=false (tokens=2,5,10,15: Table 8)")
+    parser.add_argument("--project", type=Path, default=PROJECT)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--metric", default="accuracy", help="what the picture shows")
+    options = parser.parse_args()
+    project = options.project.resolve()
+    if not (project / ".dvc").is_dir():
+        raise UserError(f"{project} is not a DVC project: it has no folder .dvc")
+    settings, url = grid(options.settings), get_current_settings().api.url
+    if url and not answers(url):
+        raise UserError(f"no Prefect server answers at {url} (PREFECT_API_URL)")
+    server = ExitStack()
+    atexit.register(server.close)  # not earlier: at its own exit Prefect sends the last lines of the log
+    if not url:
+        server.enter_context(temporary_server())
+    for row in ablate(settings, options.seeds, project, options.metric):
+        print(f"{row['setting']}, {row['model']}: {options.metric} {row[f'{options.metric}_mean']:.3f} "
+              f"± {row[f'{options.metric}_std']:.3f} over {row['seeds']} seeds, {row['seconds_mean']:.0f} s each")
+    print(project / "data" / "ablation" / "ablation.csv")
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

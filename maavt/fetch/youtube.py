@@ -1,0 +1,131 @@
+"""One section of a YouTube video with yt-dlp, and what its messages mean.
+
+MAAVT_COOKIES (a file), MAAVT_PROXY (a URL), MAAVT_SLEEP (seconds between videos, or two numbers: from, to) and
+MAAVT_FFMPEG (a path) are passed on.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from maavt.errors import UserError
+from maavt.fetch import ENVIRONMENT, PERMANENT, SESSION, TRANSIENT, Failed
+
+FORMAT = "bv*[height<=480]+ba/b[height<=480]/bv*+ba/b"
+RUNTIMES = {"deno": "deno", "node": "node", "bun": "bun", "quickjs": "qjs"}  # yt-dlp's name, the program's name
+# In this order: what a message contains -> kind, reason.
+MESSAGES = (
+    (r"not a bot|rate.?limit|HTTP Error 429|too many requests|captcha", SESSION,
+     "YouTube takes us for a bot; wait some hours, set MAAVT_COOKIES to a file of cookies, or raise MAAVT_SLEEP"),
+    (r"cookies are no longer valid|could not (?:load|find|copy).*cookies|cookies? file", SESSION,
+     "the cookies are not usable; export them anew (MAAVT_COOKIES)"),
+    (r"HTTP Error 5\d\d|timed out|failed to resolve|connection (?:reset|refused|aborted)|incomplete", TRANSIENT,
+     "the site fails for now"),
+    (r"proxy", SESSION, "the proxy fails (MAAVT_PROXY)"),
+    (r"ffmpeg|ffprobe", ENVIRONMENT, "yt-dlp needs ffmpeg: pip install 'maavt[youtube]', or set MAAVT_FFMPEG"),
+    (r"no supported javascript runtime|js runtime|challenge solv", ENVIRONMENT,
+     "yt-dlp needs a JavaScript runtime such as deno or node"),
+    (r"no space left|disk quota", ENVIRONMENT, "the disk is full; free some space"),
+    (r"permission denied|read-only file system", ENVIRONMENT, "the folder may not be written"),
+    (r"private", PERMANENT, "private"),
+    (r"confirm your age|age.?restricted|inappropriate for some users", PERMANENT, "age-restricted"),
+    (r"(?:available|blocked) (?:in|on)(?: \w+)? (?:country|countries|location)|geo.?restrict|your country", PERMANENT,
+     "not in this region"),
+    (r"members.only|join this channel|requires payment|premium", PERMANENT, "for members only"),
+    (r"unavailable|not available|removed|terminated|deleted|does not exist|no longer|HTTP Error (?:404|410)"
+     r"|no video formats found|unsupported url", PERMANENT, "gone"),
+    (r"unable to extract|confirm you are on the latest version|please report this issue", ENVIRONMENT,
+     "yt-dlp does not understand the site any more; pip install -U yt-dlp"),
+)
+
+
+def section(url: str, start: float, seconds: float, path: Path, parts: Path) -> None:
+    """Put `seconds` of the video at `url` from second `start` to `path`; raises Failed."""
+    try:
+        from yt_dlp import YoutubeDL
+        from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
+        from yt_dlp.utils import YoutubeDLError, download_range_func
+    except ImportError:
+        raise Failed(ENVIRONMENT, "yt-dlp is not installed; pip install 'maavt[youtube]'") from None
+    options = _options() | {"download_ranges": download_range_func(None, [(start, start + seconds)])}
+    FFmpegPostProcessor._ffmpeg_location.set(find_ffmpeg())  # as its own command does; not all of it asks the options
+    parts.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parts, prefix="youtube-") as folder:
+        options |= {"paths": {"home": folder}, "outtmpl": {"default": "clip.%(ext)s"}}
+        messages = options["logger"] = _Messages()
+        try:
+            with YoutubeDL(options) as downloader:
+                downloader.download([url])
+        except YoutubeDLError as error:
+            raise explain(f"{error} {' '.join(messages.warnings)}") from None
+        files = [file for file in Path(folder).iterdir() if file.suffix == ".mp4" and file.stat().st_size]
+        if len(files) != 1:
+            raise Failed(TRANSIENT, "yt-dlp brought nothing")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(files[0], path)
+
+
+def explain(message: str) -> Failed:
+    """The kind and the reason in a message of yt-dlp; one that we do not know may be another next time."""
+    for pattern, kind, reason in MESSAGES:
+        if re.search(pattern, message, re.IGNORECASE):
+            return Failed(kind, reason)
+    return Failed(TRANSIENT, "yt-dlp failed")
+
+
+def check_tools() -> None:
+    """Raise Failed, kind environment, when something is missing that every video needs."""
+    if not find_ffmpeg():
+        raise Failed(ENVIRONMENT, "yt-dlp needs ffmpeg: pip install 'maavt[youtube]', or set MAAVT_FFMPEG")
+    if not any(map(shutil.which, RUNTIMES.values())):
+        raise Failed(ENVIRONMENT, "yt-dlp needs a JavaScript runtime such as deno or node")
+
+
+def find_ffmpeg() -> str | None:
+    """The program: MAAVT_FFMPEG, the one on the path, or the one of imageio-ffmpeg."""
+    if path := os.environ.get("MAAVT_FFMPEG") or shutil.which("ffmpeg"):
+        return path
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        return get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        return None
+
+
+def _options() -> dict:
+    options = {
+        "format": FORMAT, "force_keyframes_at_cuts": True, "merge_output_format": "mp4",
+        "postprocessors": [{"key": "FFmpegVideoRemuxer", "preferedformat": "mp4"}],
+        "ffmpeg_location": find_ffmpeg(),
+        "js_runtimes": {name: {} for name, program in RUNTIMES.items() if shutil.which(program)},
+        "noplaylist": True, "cachedir": False, "quiet": True, "noprogress": True, "retries": 3, "socket_timeout": 30,
+        "overwrites": True,
+    }
+    if proxy := os.environ.get("MAAVT_PROXY"):
+        options["proxy"] = proxy
+    if cookies := os.environ.get("MAAVT_COOKIES"):
+        options["cookiefile"] = cookies
+    if sleep := os.environ.get("MAAVT_SLEEP", "").replace(",", " ").split():
+        try:
+            options |= {"sleep_interval": float(sleep[0]), "max_sleep_interval": float(sleep[-1])}
+        except ValueError:
+            raise UserError(f"MAAVT_SLEEP={' '.join(sleep)!r}: expected seconds, such as 5 or 5,20") from None
+    return options
+
+
+class _Messages:
+    """yt-dlp's logger: keeps warnings, since an error is often explained there."""
+
+    def __init__(self):
+        self.warnings: list[str] = []
+
+    def debug(self, message: str) -> None:
+        pass
+
+    info = error = debug
+
+    def warning(self, message: str) -> None:
+        self.warnings.append(message)

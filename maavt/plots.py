@@ -1,0 +1,59 @@
+"""Pictures of what the benchmark and the ablations found. Every function draws rows of a table on a figure."""
+
+import statistics
+
+import numpy as np
+from matplotlib.figure import Figure
+
+HUES = {"maavt": "#e07a2f", "lavish": "#2a6f97", "lavish_deep": "#7fb2d1", "mbt": "#4c956c"}
+GREY = "#9aa5ab"
+
+
+def throughput(figure: Figure, rows: list[dict]) -> None:
+    """Samples per second of every model: a panel per backbone and mode, the largest batch, whiskers over rounds."""
+    panels = list(dict.fromkeys((row["backbone"], row["mode"]) for row in rows))
+    figure.set_size_inches(6.4, 0.4 + 1.9 * len(panels))
+    for axes, (backbone, mode) in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
+        held = [row for row in rows if (row["backbone"], row["mode"]) == (backbone, mode)]
+        largest = max(int(row["batch"]) for row in held)
+        held = [row for row in held if int(row["batch"]) == largest][::-1]
+        rates = [float(row["samples_per_second"]) for row in held]
+        spread = [[rate - float(row["slowest"]) for rate, row in zip(rates, held, strict=True)],
+                  [float(row["fastest"]) - rate for rate, row in zip(rates, held, strict=True)]]
+        bars = axes.barh([row["model"] for row in held], rates, xerr=spread, error_kw={"elinewidth": 0.8},
+                         color=[HUES.get(row["model"], GREY) for row in held])
+        axes.bar_label(bars, fmt="%.1f", padding=6, fontsize=8)
+        axes.set_title(f"{backbone}, {mode}, batch {largest}, {held[0]['dtype']}", fontsize=9, loc="left")
+        axes.margins(x=0.15)
+    axes.set_xlabel("samples per second")
+
+
+def parameters(figure: Figure, rows: list[dict]) -> None:
+    """Trained parameters of every model and backbone, and what the paper says (ring)."""
+    figure.set_size_inches(6.4, 3.2)
+    axes = figure.subplots()
+    backbones = list(dict.fromkeys(row["backbone"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for place, model in enumerate(models):
+        held = [row for row in rows if row["model"] == model]
+        at = [backbones.index(row["backbone"]) + (place - (len(models) - 1) / 2) * 0.8 / len(models) for row in held]
+        axes.bar(at, [row["trainable"] / 1e6 for row in held], 0.75 / len(models), label=model,
+                 color=HUES.get(model, GREY))
+        paper = [(x, float(row["paper_trainable_m"])) for x, row in zip(at, held, strict=True)
+                 if row["paper_trainable_m"]]
+        axes.plot(*zip(*paper, strict=True) if paper else ((), ()), "o", mfc="none", color="black", markersize=6)
+    axes.set(xticks=range(len(backbones)), yscale="log", ylabel="trained parameters, millions")
+    axes.set_xticklabels([name.removesuffix("_patch16_224") for name in backbones], fontsize=8)
+    axes.legend(frameon=False, ncols=4, fontsize=8)
+
+
+def ablation(figure: Figure, rows: list[dict], metric: str) -> None:
+    """Mean and standard deviation over seeds of every setting of an ablation."""
+    figure.set_size_inches(6.4, 0.9 + 0.35 * len(rows))
+    axes = figure.subplots()
+    at = list(range(len(rows)))[::-1]
+    means, deviations = ([float(row[f"{metric}_{kind}"]) for row in rows] for kind in ("mean", "std"))
+    axes.errorbar(means, at, xerr=deviations, fmt="o", color=HUES["maavt"], capsize=3)
+    axes.set(yticks=at, yticklabels=[row["setting"] for row in rows], xlabel=f"{metric}, mean ± std over seeds")
+    axes.margins(y=0.5 / max(len(rows), 1))
+    axes.axvline(statistics.fmean(means), color=GREY, linewidth=0.6)

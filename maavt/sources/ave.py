@@ -1,0 +1,108 @@
+"""AVE (Tian et al., ECCV 2018): 4,143 clips of 10 s, 28 classes, and background outside each clip's event."""
+
+from pathlib import Path
+
+from maavt.clips import SPLITS, Clip, Labels
+from maavt.errors import UserError
+from maavt.fetch import Failed
+from maavt.fetch.archive import Archive
+from maavt.fetch.drive import confirm
+from maavt.fetch.http import Http
+from maavt.params import Params
+from maavt.sources.archives import fetch_archives, take_local
+from maavt.sources.lists import (
+    annotations_folder,
+    check_label,
+    number,
+    read_classes,
+    read_packaged,
+    read_rows,
+    video_id,
+)
+from maavt.store import Store
+
+SECONDS = 10
+SHORTEST = 5.0  # seconds
+
+
+def labels(params: Params) -> Labels:
+    """The 28 classes in the order of the annotations."""
+    return Labels(classes=read_classes("ave_classes.txt"), background=True)
+
+
+def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
+    """One Clip per row, in the official splits: from `annotations` as published, or as packaged.
+
+    45 videos have two rows or more, and some names begin with a dash: the row number leads the key.
+    """
+    rows = _published(annotations_folder(annotations, "ave")) if annotations else read_packaged("ave.csv")
+    return [
+        Clip(key=f"{place:04d}-{row['id']}", path=f"AVE/{row['id']}.mp4", label=row["label"], split=row["split"],
+             start=float(row["start"]), end=float(row["end"]), source=row["id"])
+        for place, row in enumerate(rows)
+    ]
+
+
+def fetch(params: Params, store: Store, http: Http) -> str:
+    """Get the clips from the zip on Google Drive, or from a zip or folder of one's own; the reason of the others."""
+    if store.missing():
+        if params.ave.local:
+            take_local(params.ave.local, store, "ave.local")
+        else:
+            archive = Archive(name="AVE.zip", url=params.ave.url)
+            outcome = fetch_archives([archive], store, http, page=confirm).get(archive.name)
+            if isinstance(outcome, Failed):
+                raise UserError(f"{params.ave.url}: {outcome.reason}; fetch the zip by other means and set ave.local")
+            if outcome and outcome.broken:
+                return "transient: not in the damaged archive"
+    return "permanent: not in the archive"
+
+
+def _published(folder: Path) -> list[dict]:
+    """The rows of Annotations.txt with their splits, from *Set.txt or from *_order.h5."""
+    rows, classes = [], read_classes("ave_classes.txt")
+    for where, row in read_rows(folder / "Annotations.txt", 5, delimiter="&", quotechar=None, quoting=3):
+        if row[0] == "Category":  # some copies have a header
+            continue
+        start, end = number(row[3], where), number(row[4], where)
+        if not start <= end <= SECONDS:
+            raise UserError(f"{where}: an event from {row[3]} to {row[4]}; expected times within {SECONDS} s")
+        rows.append({"id": video_id(row[1], where), "label": check_label(row[0], classes, where), "start": start,
+                     "end": end})
+    splits = _orders(folder) if (folder / "train_order.h5").exists() else _sets(folder, rows)
+    if sorted(splits) != list(range(len(rows))):
+        raise UserError(f"{folder}: the splits hold {len(splits)} of {len(rows)} rows of Annotations.txt; expected "
+                        "each row once. Do the files belong together?")
+    return [row | {"split": splits[place]} for place, row in enumerate(rows)]
+
+
+def _orders(folder: Path) -> dict[int, str]:
+    """Split of each row number, from the files train_order.h5 and so on."""
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(f"{folder}: the splits are HDF5 files here; pip install h5py to read them, or give the "
+                        "folder that holds trainSet.txt, valSet.txt and testSet.txt") from None
+    splits = {}
+    for split in SPLITS:
+        try:
+            with h5py.File(folder / f"{split}_order.h5") as file:
+                splits |= {int(place): split for place in file["order"][:]}
+        except (OSError, KeyError) as error:
+            raise UserError(f"{folder / f'{split}_order.h5'} is no order of rows ({error})") from None
+    return splits
+
+
+def _sets(folder: Path, rows: list[dict]) -> dict[int, str]:
+    """Split of each row number, from the files trainSet.txt and so on."""
+    places = {tuple(row.values()): place for place, row in enumerate(rows)}
+    splits = {}
+    for split in SPLITS:
+        for where, row in read_rows(folder / f"{split}Set.txt", 5, delimiter="&", quotechar=None, quoting=3):
+            if row[0] == "Category":
+                continue
+            facts = (row[1], row[0], number(row[3], where), number(row[4], where))
+            if facts not in places:
+                raise UserError(f"{where}: there is no such row in Annotations.txt; do the files belong together?")
+            splits[places[facts]] = split
+    return splits

@@ -1,0 +1,108 @@
+"""A web server on loopback that behaves as the real ones do, at their best and at their worst."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Fault:
+    """What goes wrong with an answer: a status instead of it, a break after some bytes, a false length."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    break_after: int | None = None
+    announce: int | None = None
+
+
+@dataclass
+class Asked:
+    method: str
+    path: str
+    headers: dict[str, str]
+    sent: int = 0  # bytes of the body
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` with ETags and ranges, and `routes`, which are functions; `fault` may spoil any answer."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.routes: dict[str, Callable[[_Handler, bytes], tuple[str, bytes]]] = {}
+        self.fault: Callable[[Asked], Fault | None] = lambda asked: None
+        self.ranges = self.tags = True
+        self.asked: list[Asked] = []
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *_: Any) -> None:
+        pass  # the other side hung up
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        asked = Asked(self.command, self.path, dict(self.headers))
+        self.server.asked.append(asked)
+        fault = self.server.fault(asked) or Fault()
+        if fault.status:
+            self.answer(asked, fault.status, fault.headers, b"trouble", Fault())
+            return
+        route = self.path.partition("?")[0]
+        if route in self.server.routes:
+            kind, data = self.server.routes[route](self, body)
+            self.answer(asked, 200, {"Content-Type": kind}, data, fault)
+        elif self.path in self.server.files:
+            self.file(asked, self.server.files[self.path], fault)
+        else:
+            self.answer(asked, 404, {}, b"not here", fault)
+
+    do_POST = do_GET
+
+    def file(self, asked: Asked, data: bytes, fault: Fault) -> None:
+        tag = f'"{hashlib.md5(data).hexdigest()}"'
+        headers = {"Content-Type": "application/octet-stream"} | ({"ETag": tag} if self.server.tags else {})
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if self.server.ranges else None
+        if not match or self.headers.get("If-Range", tag) != tag:
+            return self.answer(asked, 200, headers, data, fault)
+        begin = int(match[1])
+        if begin >= len(data):
+            return self.answer(asked, 416, headers | {"Content-Range": f"bytes */{len(data)}"}, b"", fault)
+        headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+        self.answer(asked, 206, headers, data[begin:], fault)
+
+    def answer(self, asked: Asked, status: int, headers: dict[str, str], data: bytes, fault: Fault) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data) if fault.announce is None else fault.announce))
+        self.end_headers()
+        if fault.break_after is not None or fault.announce is not None:
+            data = data[: fault.break_after]
+            self.close_connection = True
+        asked.sent = len(data)
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
