@@ -56,7 +56,17 @@ def large(number: int) -> np.ndarray:
 
 
 def children() -> list[psutil.Process]:
-    return [c for c in psutil.Process().children() if "resource_tracker" not in " ".join(c.cmdline())]
+    """Worker processes of this one: not what multiprocessing keeps, nor what other tests have left."""
+    return [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE
+            and "spawn_main" in " ".join(c.cmdline()) and c not in OTHERS]
+
+
+OTHERS: list[psutil.Process] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def others():
+    OTHERS.extend(psutil.Process().children())
 
 
 def verdicts(items, **options) -> list:
