@@ -100,7 +100,7 @@ class Run:
     model: str
     mode: str
     batch: int
-    step: Callable[[], object]
+    step: Callable[[], object] | None
     held: int = 0  # bytes of its weights, gradients and optimiser
     seconds: list[float] = field(default_factory=list)  # per round
 
@@ -129,6 +129,9 @@ def measure(backbone: str, params: Params) -> list[dict]:
                     break
         for run in runs:
             del run.seconds[0]  # the warm-up
+            if device.type == "cpu":
+                run.step = None  # its memory is measured alone, in a process of its own, and this one needs its room
+        gc.collect()
         rows += [_row(run, runs, backbone, _peak(run, backbone, params, device), params, device) for run in runs]
         del runs
         gc.collect()
