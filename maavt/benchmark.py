@@ -100,7 +100,7 @@ class Run:
     model: str
     mode: str
     batch: int
-    step: Callable[[], object] | None
+    step: Callable[[], object]
     held: int = 0  # bytes of its weights, gradients and optimiser
     seconds: list[float] = field(default_factory=list)  # per round
 
@@ -114,7 +114,13 @@ def measure(backbone: str, params: Params) -> list[dict]:
     device, settings = pick_device(), params.benchmark
     rows = []
     for batch in settings.batches:
-        runs = [make_run(name, mode, backbone, batch, params, device) for mode, names in RUNS.items() for name in names]
+        wanted = [(name, mode) for mode, names in RUNS.items() for name in names]
+        peaks = {}
+        if device.type == "cpu":  # each in a process of its own, before this one fills with what is timed
+            peaks = {(name, mode): peak_in_child(_alone, name, mode, backbone, batch, params)
+                     for name, mode in progress(wanted, label=f"memory, {backbone}, batch {batch}", unit="run")
+                     if name != "matmul_limit"}
+        runs = [make_run(name, mode, backbone, batch, params, device) for name, mode in wanted]
         end = time.monotonic() + settings.budget_seconds
         with progress(label=f"benchmark, {backbone}, batch {batch}", unit="round", total=settings.rounds + 1) as bar:
             for number in range(settings.rounds + 1):
@@ -129,10 +135,9 @@ def measure(backbone: str, params: Params) -> list[dict]:
                     break
         for run in runs:
             del run.seconds[0]  # the warm-up
-            if device.type == "cpu":
-                run.step = None  # its memory is measured alone, in a process of its own, and this one needs its room
-        gc.collect()
-        rows += [_row(run, runs, backbone, _peak(run, backbone, params, device), params, device) for run in runs]
+            if device.type == "cuda" and run.model != "matmul_limit":
+                peaks[run.model, run.mode] = peak_on_gpu(run.step, device, run.held)
+        rows += [_row(run, runs, backbone, peaks.get((run.model, run.mode)), params, device) for run in runs]
         del runs
         gc.collect()
     return rows
@@ -231,15 +236,6 @@ def _time(step: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def _peak(run: Run, backbone: str, params: Params, device: torch.device) -> float:
-    """The most memory, MB, that a run takes with its weights and states, without the libraries."""
-    if run.model == "matmul_limit":
-        return float("nan")
-    if device.type == "cuda":
-        return peak_on_gpu(run.step, device, run.held)
-    return peak_in_child(_alone, run.model, run.mode, backbone, run.batch, params)
-
-
 def _alone(name: str, mode: str, backbone: str, batch: int, params: Params) -> None:
     """Two batches in a process of their own: the second one's states are all there."""
     run = make_run(name, mode, backbone, batch, params, torch.device("cpu"))
@@ -247,7 +243,7 @@ def _alone(name: str, mode: str, backbone: str, batch: int, params: Params) -> N
         run.step()
 
 
-def _row(run: Run, runs: list[Run], backbone: str, peak: float, params: Params, device: torch.device) -> dict:
+def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: Params, device: torch.device) -> dict:
     rates = [run.batch / seconds for seconds in run.seconds]
     published = {name: float(_paper("9", name, backbone).get("samples_per_second") or "nan")
                  for name in (run.model, "lavish")}
@@ -276,7 +272,7 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float, params: Params, 
         "ratio_to_plain": ratio_to("maavt_plain"),
         "ratio_to_floor": ratio_to("backbone_floor"),
         "ratio_to_limit": ratio_to("matmul_limit"),
-        "peak_memory_mb": "" if peak != peak else f"{peak:.0f}",
+        "peak_memory_mb": "" if peak is None or peak != peak else f"{peak:.0f}",
         "paper_samples_per_second": _known(published[run.model]),
         "paper_ratio_to_lavish": _known(published[run.model] / published["lavish"], ".2f"),
     }

@@ -87,7 +87,7 @@ def few_runs(monkeypatch):
     """Two models alone, on the CPU, without measuring memory."""
     monkeypatch.setattr(benchmark, "RUNS", {mode: ("maavt", "lavish") for mode in RUNS})
     monkeypatch.setattr(benchmark, "pick_device", lambda: CPU)
-    monkeypatch.setattr(benchmark, "_peak", lambda *arguments: 12.3)
+    monkeypatch.setattr(benchmark, "peak_in_child", lambda *arguments: 12.3)
 
 
 def test_throughput_has_a_row_per_run_and_ratios_within_rounds(monkeypatch, few_runs):
@@ -104,7 +104,7 @@ def test_throughput_has_a_row_per_run_and_ratios_within_rounds(monkeypatch, few_
 
 
 def test_the_budget_ends_the_rounds_after_the_first(monkeypatch, few_runs):
-    monkeypatch.setattr(benchmark, "_peak", lambda *arguments: float("nan"))
+    monkeypatch.setattr(benchmark, "peak_in_child", lambda *arguments: float("nan"))
     rows = measure(TINY, params(rounds=50, budget_seconds=0.001))
     assert {row["rounds"] for row in rows} == {1}
     assert {row["peak_memory_mb"] for row in rows} == {""}
