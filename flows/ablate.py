@@ -7,22 +7,19 @@ A SETTING is one -S of `dvc exp run`: `tokens=2`, `maavt.lsa=false`; `tokens=2,5
 """
 
 import argparse
-import atexit
 import json
 import statistics
 import sys
 import time
-from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 
 import yaml
 from matplotlib.figure import Figure
 
-from flows.pipeline import PROJECT, answers, only_run, run, temporary_server  # isort: skip; sets Prefect's environment
+from flows.pipeline import PROJECT, only_run, run, use_server  # isort: skip; sets Prefect's environment
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.settings import get_current_settings
 
 from maavt import errors, plots
 from maavt.errors import UsageError, UserError
@@ -122,13 +119,8 @@ def main() -> None:
     project = options.project.resolve()
     if not (project / ".dvc").is_dir():
         raise UserError(f"{project} is not a DVC project: it has no folder .dvc")
-    settings, url = grid(options.settings), get_current_settings().api.url
-    if url and not answers(url):
-        raise UserError(f"no Prefect server answers at {url} (PREFECT_API_URL)")
-    server = ExitStack()
-    atexit.register(server.close)  # not earlier: at its own exit Prefect sends the last lines of the log
-    if not url:
-        server.enter_context(temporary_server())
+    settings = grid(options.settings)
+    use_server()
     for row in ablate(settings, options.seeds, project, options.metric):
         print(f"{row['setting']}, {row['model']}: {options.metric} {row[f'{options.metric}_mean']:.3f} "
               f"± {row[f'{options.metric}_std']:.3f} over {row['seeds']} seeds, {row['seconds_mean']:.0f} s each")

@@ -218,12 +218,11 @@ def temporary_server():
             yield
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Run the whole DVC graph.")
-    parser.add_argument("--project", type=Path, default=PROJECT)
-    parser.add_argument("--push", action="store_true", help="push the cache to the default remote at the end")
-    parser.add_argument("--retries", type=int, default=0, help="how often a failed stage is tried again")
-    options = vars(parser.parse_args())
+def use_server() -> None:
+    """Have Prefect use the server at PREFECT_API_URL, or one of this process's own until it exits.
+
+    Raises UserError when no server answers there.
+    """
     url = get_current_settings().api.url
     if url and not answers(url):
         raise UserError(f"no Prefect server answers at {url} (PREFECT_API_URL)")
@@ -231,6 +230,15 @@ def main():
     atexit.register(server.close)  # not earlier: at its own exit Prefect sends the last lines of the log
     if not url:
         server.enter_context(temporary_server())
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Run the whole DVC graph.")
+    parser.add_argument("--project", type=Path, default=PROJECT)
+    parser.add_argument("--push", action="store_true", help="push the cache to the default remote at the end")
+    parser.add_argument("--retries", type=int, default=0, help="how often a failed stage is tried again")
+    options = vars(parser.parse_args())
+    use_server()
     state = pipeline(**options, return_state=True)
     if not state.is_completed():
         raise UserError(state.message)

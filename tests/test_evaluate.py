@@ -3,7 +3,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from maavt import evaluate
 from maavt.evaluate import background_metrics
 from maavt.loader import Batch
 from maavt.models.maavt import Output
@@ -86,3 +88,23 @@ def test_the_binary_head_decides_where_the_data_set_labels_background_and_only_t
     with_it, without = ([p.predicted for p in predict(Echo(), [BATCH], NORMALISE, background=background)]
                         for background in (True, False))
     assert with_it == [1, -1] and without == [1, 1]
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_model_that_uses_one_modality_loses_nothing_with_that_one_alone(project, deaf):
+    """A model whose heads read one stream only, so that audio only and visual only cannot be taken for one another."""
+    path = project / "data/models/maavt/adapter.safetensors"
+    weights = load_file(path)
+    width = weights["head.weight"].shape[1] // 2
+    other = slice(width, None) if deaf else slice(0, width)
+    torch.manual_seed(1)
+    weights["head.weight"].normal_(std=10)
+    weights["background_head.weight"].zero_()
+    weights["background_head.bias"].fill_(-9)  # never background
+    weights["head.weight"][:, other] = 0
+    path.unlink()
+    save_file(weights, path)
+    evaluate.main([])
+    found = metrics(project)
+    kept, lost = ("visual", "audio") if deaf else ("audio", "visual")
+    assert found[f"accuracy_{kept}_only"] == found["accuracy"] != found[f"accuracy_{lost}_only"]

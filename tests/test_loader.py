@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maavt import reader
+from maavt.clips import read_manifest
 from maavt.errors import UserError
 from maavt.loader import Loader
 from maavt.reader import Reader
@@ -195,3 +196,26 @@ def test_a_process_opens_only_the_shards_of_its_own_pairs(made, server):
 def test_fewer_pairs_than_processes_is_an_error(made):
     with pytest.raises(UserError, match="100 pairs for 101 processes"):
         list(loader(made).shuffled(seed=0, epoch=1, held=20, rank=0, ranks=101))
+
+
+def test_every_pair_is_the_picture_the_sound_and_the_label_of_one_and_the_same_second(made):
+    """Against the clips themselves: nothing swapped, nothing off by a second."""
+    from maavt.media import decode
+    from maavt.spectrogram import filter_bank
+
+    raw = made / "data/raw/synth"
+    clips, labels = read_manifest(raw)
+    media = {clip.key: decode(raw / clip.path, seconds=10, frame_size=48, sample_rate=16000)
+             for clip in clips if clip.split == "test"}
+    truth = {clip.key: clip for clip in clips}
+    for batch in loader(made, "test").in_order():
+        for place, (key, second) in enumerate(zip(batch.keys, batch.seconds, strict=True)):
+            clip, seen = truth[key], torch.from_numpy(media[key].frames[:, 8:40, 8:40]).float()
+            off = (seen - batch.frames[place].permute(1, 2, 0).float()).abs().mean((1, 2, 3))  # from each second
+            assert off[second] < 8 and off[second] == off.min()
+            sound = media[key].waveform.reshape(10, 16000)
+            heard = torch.from_numpy(filter_bank(sound, 16000, bins=98, shift_ms=10)).float()
+            off = (heard - batch.spectrograms[place].float()).abs().mean((1, 2))
+            assert off[second] < 0.01 and off[second] == off.min()
+            event = clip.start <= second < clip.end
+            assert batch.labels[place] == (labels.classes.index(clip.label) if event else -1)
