@@ -131,7 +131,11 @@ class Api:
         self.deployment = self.call("GET", f"/deployments/name/pipeline/{deployment}")["id"]
 
     def call(self, method: str, path: str, body: dict | None = None):
-        response = self.client.request(method, path, json=body)
+        for _ in range(30):  # a server whose database is busy says 503, and Prefect's own client asks again too
+            response = self.client.request(method, path, json=body)
+            if response.status_code != 503:
+                break
+            time.sleep(1)
         response.raise_for_status()
         return response.json()
 
