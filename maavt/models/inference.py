@@ -31,10 +31,17 @@ class Linear(nn.Module):
         else:
             self.register_buffer("weight", weight, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, act: str = "none", add: Tensor | None = None) -> Tensor:
+        """(..., inputs) -> (..., outputs), through `act` (none, relu, or gelu, the exact one) or with `add` on top.
+
+        oneDNN does either within the product, without a second pass over the memory.
+        """
+        if self.packed is None:
+            y = F.linear(x, self.weight, self.bias)
+            return y + add if add is not None else y if act == "none" else getattr(F, act)(y)
+        if add is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.packed, self.bias, "add")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, act, [], "none")
 
 
 class FastBlock(nn.Module):
@@ -51,26 +58,27 @@ class FastBlock(nn.Module):
         self.kv = Linear(weight[width:], bias[width:], kind, pack) if last else None
         self.proj = _scaled(attention.proj, block.ls1, kind, pack)
         self.fc1 = Linear(mlp.fc1.weight, mlp.fc1.bias, kind, pack)
-        self.act = mlp.act
+        exact = type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
+        self.within, self.act = ("gelu", nn.Identity()) if exact else ("none", mlp.act)
         self.fc2 = _scaled(mlp.fc2, block.ls2, kind, pack)
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D), or (B, read, D) from the last block."""
-        x = self.attention(x, read).add_(x[:, :read])
-        return self.mlp(x).add_(x)
+        x = self.attention(x, read, add=x[:, :read])
+        return self.mlp(x, add=x)
 
-    def attention(self, x: Tensor, read: int | None = None) -> Tensor:
-        """What the attention adds to the first `read` tokens (default all)."""
+    def attention(self, x: Tensor, read: int | None = None, add: Tensor | None = None) -> Tensor:
+        """What the attention adds to the first `read` tokens (default all), with `add` on top."""
         y = self.norm1(x)
         if self.last:
             (q,), (k, v) = split_heads(self.q(y[:, :read]), 1, self.heads), split_heads(self.kv(y), 2, self.heads)
         else:
             q, k, v = split_heads(self.qkv(y), 3, self.heads)
-        return self.proj(attend(q, k, v))
+        return self.proj(attend(q, k, v), add=add)
 
-    def mlp(self, x: Tensor) -> Tensor:
-        """What the MLP adds."""
-        return self.fc2(self.act(self.fc1(self.norm2(x))))
+    def mlp(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """What the MLP adds, with `add` on top."""
+        return self.fc2(self.act(self.fc1(self.norm2(x), self.within)), add=add)
 
 
 class FastPatches(nn.Module):

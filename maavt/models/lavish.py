@@ -176,7 +176,7 @@ class FastAdapter(nn.Module):
         x = torch.addcmul(x, self.gate_latents, (x @ latents.mT).softmax(-1) @ latents)
         x = F.layer_norm(x, self.shape, eps=self.eps)
         for layer in self.layers[:-1]:
-            x = layer(x).relu_()
+            x = layer(x, "relu")
         return F.layer_norm(self.layers[-1](x), self.shape, self.weight, self.bias, self.eps)
 
 
@@ -201,9 +201,9 @@ class LavishInference(nn.Module):
         x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            x = block.attention(x).add_(x).add_(self._adapt("attention", number, x, x))
+            x = block.attention(x, add=x).add_(self._adapt("attention", number, x, x))
             read = x if number < last else x[:, :1]
-            x = block.mlp(read).add_(read).add_(self._adapt("mlp", number, read, x))
+            x = block.mlp(read, add=read).add_(self._adapt("mlp", number, read, x))
         return self.head(*self.norm(x[:, 0]).chunk(2))
 
     _adapt = LAVISH._adapt
