@@ -238,7 +238,7 @@ def _time(step: Callable[[], object], device: torch.device) -> float:
 
 def _alone(name: str, mode: str, backbone: str, batch: int, params: Params) -> None:
     """Two batches in a process of their own: the second one's states are all there."""
-    run = make_run(name, mode, backbone, batch, params, torch.device("cpu"))
+    run = make_run(name, mode, backbone, batch, params, pick_device())
     for _ in range(2 if mode == "training" else 1):
         run.step()
 

@@ -3,8 +3,10 @@
 B pairs, S image size, T frames and F bins of a spectrogram.
 """
 
+import ctypes
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +16,31 @@ from torch import Tensor, nn
 from maavt.errors import UserError
 from maavt.loader import Batch
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+
 
 def pick_device() -> torch.device:
-    """MAAVT_DEVICE (cpu, cuda, cuda:1 ...), else the GPU where there is one. Raises UserError for what is not there."""
+    """MAAVT_DEVICE (cpu, cuda, cuda:1 ...), else the GPU where there is one, made ready for use. Raises UserError for
+    what is not there."""
     name = os.environ.get("MAAVT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
-        return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"MAAVT_DEVICE={name}: {str(error).splitlines()[0]}; expected cpu, cuda or such as cuda:1"
                         ) from None
+    device = torch.device(name)
+    if device.type == "cpu":
+        _keep_memory()
+    return device
+
+
+def _keep_memory() -> None:
+    """Have the C library keep what tensors leave behind: the next step asks for the same again, and to get it anew from
+    the system, page by page, took a tenth of a training step and more."""
+    with suppress(AttributeError):  # not GNU's
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def compute_type(device: torch.device) -> torch.dtype:
