@@ -37,7 +37,7 @@ def parameters(figure: Figure, rows: list[dict]) -> None:
     for place, model in enumerate(models):
         held = [row for row in rows if row["model"] == model]
         at = [backbones.index(row["backbone"]) + (place - (len(models) - 1) / 2) * 0.8 / len(models) for row in held]
-        axes.bar(at, [row["trainable"] / 1e6 for row in held], 0.75 / len(models), label=model,
+        axes.bar(at, [float(row["trainable"]) / 1e6 for row in held], 0.75 / len(models), label=model,
                  color=HUES.get(model, GREY))
         paper = [(x, float(row["paper_trainable_m"])) for x, row in zip(at, held, strict=True)
                  if row["paper_trainable_m"]]

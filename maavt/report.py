@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from maavt import plots
 from maavt.clips import BACKGROUND
 from maavt.errors import UserError, run
 from maavt.loader import Loader
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         results=results,
         modalities=picture(modalities, results),
         curves=picture(curves, results),
-        benchmark=benchmark,
+        benchmark=[(picture(getattr(plots, table), rows), rows) for table, rows in benchmark.items()],
         examples=examples(loader, results[0]["predictions"]),
     )
     with atomic(data / "report" / "index.html") as path:

@@ -18,6 +18,7 @@ def test_the_page_shows_the_result_the_pairs_and_the_benchmark(made):
                  "samples per second", "train 10 clips"):
         assert told in page
     assert page.count("<figure") >= 5
+    assert page.count("data:image/svg") == 5  # modalities, curves, a confusion matrix, parameters, throughput
 
 
 def test_names_in_the_data_cannot_inject_markup(project):
