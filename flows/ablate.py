@@ -14,12 +14,12 @@ import time
 from itertools import product
 from pathlib import Path
 
-import yaml
 from matplotlib.figure import Figure
 
 from flows.pipeline import PROJECT, only_run, run, use_server  # isort: skip; sets Prefect's environment
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from ruamel.yaml import YAML
 
 from maavt import errors, plots
 from maavt.errors import UsageError, UserError
@@ -89,7 +89,7 @@ def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metri
 
 def read_metrics(project: Path) -> dict[str, dict[str, float]]:
     """data/eval/MODEL/metrics.json of the models that params.yaml names."""
-    models = yaml.safe_load((project / "params.yaml").read_text())["models"]
+    models = YAML(typ="safe").load((project / "params.yaml").read_text())["models"]
     return {model: json.loads((project / "data" / "eval" / model / "metrics.json").read_text()) for model in models}
 
 

@@ -7,8 +7,8 @@ in its cache.
 import sys
 from pathlib import Path
 
-import yaml
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML, YAMLError
 from voluptuous import Invalid
 
 
@@ -16,10 +16,10 @@ def drop_damaged_lock(project: Path) -> None:
     """Remove the project's dvc.lock when DVC would refuse it, and say so."""
     path = project / "dvc.lock"
     try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.load(path.read_bytes(), yaml.CSafeLoader))
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(path.read_bytes()))
     except FileNotFoundError:
         return
-    except (yaml.YAMLError, Invalid):
+    except (YAMLError, Invalid):
         path.unlink()
         print(f"{path} was cut short and is removed; DVC makes it anew from its cache", file=sys.stderr)
 

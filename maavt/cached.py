@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-import yaml
+from ruamel.yaml import YAML, YAMLError
 
 from maavt.work import link
 
@@ -17,11 +17,11 @@ def restore(root: Path, output: str, folder: Path, paths: set[str]) -> None:
     """
     cache = _cache(root) / "files" / "md5"
     try:
-        stages = yaml.safe_load((root / "dvc.lock").read_text())["stages"].values()
+        stages = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"].values()
         sums = [out["md5"] for stage in stages for out in stage.get("outs", ()) if out["path"] == output]
         entries = json.loads(_object(cache, sums[0]).read_text())
         names = {entry["relpath"]: entry["md5"] for entry in entries}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError):
         return
     for path in sorted(paths & names.keys()):
         kept = _object(cache, names[path])

@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from ruamel.yaml import YAML, YAMLError
 
 from maavt.errors import UserError
 from maavt.work import project_root
@@ -279,10 +279,10 @@ def load_params(path: Path | None = None) -> Params:
     """
     path = path or project_root() / "params.yaml"
     try:
-        values = yaml.safe_load(path.read_text())
+        values = YAML(typ="safe").load(path.read_text())  # YAML 1.2, as DVC reads it: `off` is a word
     except FileNotFoundError:
         raise UserError(f"no {path}; expected the file of the settings, as the repository holds it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     return parse_params(values, path.name)
 

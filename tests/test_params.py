@@ -2,13 +2,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from hypothesis import given
 from hypothesis import strategies as st
 
 from maavt.errors import UserError
 from maavt.params import load_params, parse_params
 
-VALUES = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+FILE = Path(__file__).parents[1] / "params.yaml"
+VALUES = yaml.safe_load(FILE.read_text())
 
 
 def changed(**changes) -> dict:
@@ -75,6 +77,23 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path):
     (tmp_path / "params.yaml").write_text("a: [1")
     with pytest.raises(UserError, match="is not YAML"):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("change", ["maavt.contrastive=off", "train.learning_rate=1e-3"])
+def test_what_dvc_writes_for_an_experiment_is_read_as_it_was_meant(tmp_path, change):
+    path = tmp_path / "params.yaml"
+    path.write_text(FILE.read_text())
+    apply_overrides(path, [change])
+    params = load_params(path)
+    assert (params.maavt.contrastive, params.train.learning_rate) in (("off", 0.003), ("blockwise", 0.001))
+
+
+def test_numbers_and_words_that_yaml_1_1_took_for_something_else_are_themselves(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(FILE.read_text().replace("contrastive: blockwise", "contrastive: off")
+                    .replace("learning_rate: 0.003", "learning_rate: 3e-3"))
+    params = load_params(path)
+    assert (params.maavt.contrastive, params.train.learning_rate) == ("off", 0.003)
 
 
 def test_a_missing_file_is_named(tmp_path):
