@@ -4,28 +4,24 @@ Each worker has a pipe of its own and no lock is shared, so that a worker killed
 kernel out of memory, its time limit) harms nothing but the item it had in hand.
 """
 
-import multiprocessing
 import os
 import pickle
 import resource
 import signal
-import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from maavt import children
 from maavt.rejected import Rejected
 from maavt.work import default_workers
 
 IN_FLIGHT = 16  # items per worker that are being worked on, or done and waiting behind one that takes long
 FAILED_STARTS = 10  # in a row, after which no further worker is started
-
-_spawn = multiprocessing.get_context("spawn")  # a forked copy of a process with threads (torch, FFmpeg) may hang
 
 
 def fan_out(
@@ -100,7 +96,7 @@ class _Task:
 
 @dataclass(eq=False)
 class _Worker:
-    process: multiprocessing.process.BaseProcess
+    process: children.Process
     pipe: connection.Connection
     ready: bool = False  # has imported all it needs
     task: _Task | None = None
@@ -155,56 +151,32 @@ class _Crew:
                 task.result, task.done = value, True
 
     def _start(self) -> None:
-        ours, theirs = _spawn.Pipe()
-        resource_tracker.ensure_running()  # else start() does it, and that unblocks SIGINT
-        process = _spawn.Process(target=_work, daemon=True, name="maavt worker",
-                                 args=(theirs, self.function, self.time_limit, self.memory_limit))
-        with _uninterrupted(), _one_thread():
-            process.start()
-            self.workers.append(_Worker(process, ours))
-            theirs.close()
+        with children.uninterrupted(), _one_thread():
+            self.workers.append(_Worker(*children.start("maavt worker", _work, self.function, self.time_limit,
+                                                        self.memory_limit)))
 
     def _bury(self, worker: _Worker, label: Callable[[Any], str]) -> None:
         """Remove a dead worker, and reject what it had in hand."""
         self.workers.remove(worker)
-        code = _end(worker)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        code = children.end(worker.process, worker.pipe)
         if worker.task:
             if code == -signal.SIGALRM:
                 result = Rejected("timed out", f"{label(worker.task.item)} took longer than {self.time_limit:g} s")
             else:
-                result = Rejected("decoder crashed", f"the process {how} on {label(worker.task.item)}")
+                result = Rejected("decoder crashed", f"the process {children.fate(code)} on {label(worker.task.item)}")
             worker.task.result, worker.task.done = result, True
         elif not worker.ready:
             self.failed_starts += 1
             if self.failed_starts == FAILED_STARTS:
-                raise RuntimeError(f"worker processes cannot start: the last one {how}; is the main module guarded "
-                                   'by `if __name__ == "__main__"`?')
+                raise RuntimeError(f"worker processes cannot start: the last one {children.fate(code)}; is the main "
+                                   'module guarded by `if __name__ == "__main__"`?')
 
     def end(self) -> None:
         for worker in self.workers:
             worker.process.kill()
         while self.workers:
-            _end(self.workers.pop())
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold back what would leave a process half started, and let those started here never know Ctrl-C."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by processes
-    held, handlers = [], {}
-    if threading.current_thread() is threading.main_thread():  # where handlers run, also for signals to other threads
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if callable(signal.getsignal(number)):
-                handlers[number] = signal.signal(number, lambda *call: held.append(call))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, frame in held:
-            handlers[number](number, frame)
+            worker = self.workers.pop()
+            children.end(worker.process, worker.pipe)
 
 
 @contextmanager
@@ -223,20 +195,9 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _end(worker: _Worker) -> int:
-    """Make sure that a worker is dead, and return its exit code."""
-    worker.pipe.close()
-    worker.process.join(1)  # it may be dying, and how is worth knowing
-    worker.process.kill()
-    worker.process.join()
-    code = worker.process.exitcode
-    worker.process.close()
-    return code
-
-
 def _work(pipe: connection.Connection, function: bytes, time_limit: float | None, memory_limit: int | None) -> None:
     """A worker's life: one item after the other, until the pipe closes."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    children.die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are expected: no core files
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process whatever it is stuck in
     try:
@@ -246,7 +207,7 @@ def _work(pipe: connection.Connection, function: bytes, time_limit: float | None
             limit = pages * resource.getpagesize() + memory_limit
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     except Exception as error:
-        pipe.send_bytes(_pack("error", error))
+        pipe.send_bytes(children.pack("error", error))
         return
     pipe.send_bytes(pickle.dumps(("ready", None)))
     while True:
@@ -256,30 +217,12 @@ def _work(pipe: connection.Connection, function: bytes, time_limit: float | None
             return
         signal.setitimer(signal.ITIMER_REAL, time_limit or 0)
         try:
-            message = _pack("result", call(pickle.loads(task)))
+            message = children.pack("result", call(pickle.loads(task)))
         except Rejected as rejected:
-            message = _pack("result", rejected)
+            message = children.pack("result", rejected)
         except MemoryError as error:
-            message = _pack("result", Rejected("out of memory", str(error)))
+            message = children.pack("result", Rejected("out of memory", str(error)))
         except Exception as error:
-            message = _pack("error", error)
+            message = children.pack("error", error)
         signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.send_bytes(message)
-
-
-def _pack(kind: str, value: Any) -> bytes:
-    try:
-        if kind == "error":
-            value.add_note(traceback.format_exc())
-        message = pickle.dumps((kind, value))
-        if kind == "error":
-            pickle.loads(message)  # not every exception survives the way
-        return message
-    except Exception as error:
-        text = "".join(traceback.format_exception(value if kind == "error" else error))
-        return pickle.dumps(("error", RuntimeError(text)))
-
-
-def _die_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

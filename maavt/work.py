@@ -145,9 +145,14 @@ def sha256(path: Path | int) -> str:
 
 def default_workers() -> int:
     """MAAVT_WORKERS, or one worker per CPU core. Raises UserError for anything but a positive whole number."""
-    text = os.environ.get("MAAVT_WORKERS", "").strip()
+    return positive("MAAVT_WORKERS", os.cpu_count() or 1)
+
+
+def positive(variable: str, default: int) -> int:
+    """The number in an environment variable. Raises UserError for anything but a positive whole one."""
+    text = os.environ.get(variable, "").strip()
     if not text:
-        return os.cpu_count() or 1
+        return default
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"MAAVT_WORKERS={text!r}: expected a positive whole number; set it to one, or unset it")
+        raise UserError(f"{variable}={text!r}: expected a positive whole number; set it to one, or unset it")
     return int(text)
