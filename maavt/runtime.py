@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,14 @@ from maavt.loader import Batch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
 
+def device_name() -> str:
+    """MAAVT_DEVICE (cpu, cuda, cuda:1 ...), else cuda where there is a GPU, else cpu."""
+    return os.environ.get("MAAVT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def pick_device() -> torch.device:
-    """MAAVT_DEVICE (cpu, cuda, cuda:1 ...), else the GPU where there is one, made ready for use. Raises UserError for
-    what is not there."""
-    name = os.environ.get("MAAVT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of that name, made ready for use. Raises UserError for what is not there."""
+    name = device_name()
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -76,8 +81,7 @@ class Normaliser:
         frames, spectrograms, labels = (
             tensor.to(device, non_blocking=True) for tensor in (batch.frames, batch.spectrograms, batch.labels)
         )
-        mean, std = (torch.tensor(values).mul_(255).to(device, non_blocking=True)[:, None, None]
-                     for values in (self.image_mean, self.image_std))
+        mean, std = (_pixel(tuple(values), device) for values in (self.image_mean, self.image_std))
         sound = spectrograms.float()
         if self.scaling == "sample":
             deviation, middle = torch.std_mean(sound, (1, 2), correction=0, keepdim=True)
@@ -93,6 +97,12 @@ class Normaliser:
             frames = F.interpolate(frames.float(), (self.image_size, self.image_size), mode="bilinear", antialias=True,
                                    align_corners=False)
         return (frames - mean) / std, sound, labels
+
+
+@lru_cache
+def _pixel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1): a colour of 0 to 1 as one of 0 to 255, brought to the device once and not for every batch."""
+    return torch.tensor(values).mul_(255).to(device)[:, None, None]
 
 
 def _cut(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
