@@ -75,9 +75,11 @@ class Loader:
         """Batches of one pass in order."""
         return -(-self.pairs // self.batch)
 
-    def in_order(self) -> Iterator[Batch]:
-        """Every pair once, in the order of the shards, without augmentation."""
-        yield from self._batches(self._read(self.shards, rng=None), rng=None)
+    def in_order(self, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+        """Every pair once, in the order of the shards, without augmentation; of several processes each gets its
+        share, which may be none."""
+        first, end = (self.pairs * number // ranks for number in (rank, rank + 1))
+        yield from self._batches(self._read(self.shards, rng=None, first=first, count=end - first), rng=None)
 
     def steps(self, ranks: int = 1) -> int:
         """Batches that each of `ranks` processes gets of one shuffled pass; one, though short, of very few pairs."""

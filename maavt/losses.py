@@ -1,6 +1,7 @@
 """The loss of MA-AVT: class loss + background loss + blockwise contrastive loss (supplement, sections B and C)."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,20 @@ def losses(output: Output, labels: Tensor) -> Losses:
         background=background,
         contrastive=torch.stack(compared).mean() if compared else zero,
     )
+
+
+def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tensor]], list[Tensor]]
+                ) -> tuple[Output, Tensor]:
+    """What the model says of a share of a batch, and its labels, as those of the whole batch: the loss is a matter of
+    all its pairs. `gather` makes (B, F) each of tensors (b, F)."""
+    columns = [labels[:, None], output.logits]
+    columns += [] if output.background is None else [output.background[:, None]]
+    columns += [projected for pair in output.projections or () for projected in pair]
+    labels, logits, *rest = gather(columns)
+    background = None if output.background is None else rest.pop(0)[:, 0]
+    projections = output.projections and list(zip(rest[::2], rest[1::2], strict=True))
+    labels = labels[:, 0].detach().long()  # exact in float32 too, up to 2**24 classes
+    return replace(output, logits=logits, background=background, projections=projections), labels
 
 
 def _one_softmax(output: Output, labels: Tensor) -> Losses:

@@ -17,9 +17,9 @@ class _Lines(tqdm):
 
 
 def progress(iterable=None, *, label: str, unit: str, total: int | None = None, leave: bool = True,
-             scale: bool = False) -> tqdm:
+             scale: bool = False, silent: bool = False) -> tqdm:
     """A tqdm over `iterable` (or to be updated by hand) that suits where stderr goes; `scale` for kB, MB, GB."""
-    common = dict(desc=label, unit=unit, total=total, leave=leave, unit_scale=scale)
+    common = dict(desc=label, unit=unit, total=total, leave=leave, unit_scale=scale, disable=silent)
     if sys.stderr.isatty():
         return tqdm(iterable, dynamic_ncols=True, **common)
     bar = "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed}, {remaining} left, {rate_fmt}{postfix}"

@@ -1,11 +1,13 @@
 """Stage train: shards and backbone -> data/models/MODEL, the best epoch on the validation split, and its curves.
 
-A killed run goes on after its last whole epoch and ends with the same numbers.
+A killed run goes on after its last whole epoch and ends with the same numbers. With MAAVT_PROCESSES several processes
+train together, each on its share of every batch.
 """
 
 import argparse
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,13 +20,14 @@ from maavt.adapter import save_adapter, trained_weights
 from maavt.backbone import load_backbone, read_origin
 from maavt.errors import UserError, run
 from maavt.loader import Loader
-from maavt.losses import losses, mine_background
+from maavt.losses import losses, mine_background, whole_batch
 from maavt.models import MODELS, create_model, model_settings
 from maavt.models.vit import count, train_only
 from maavt.params import Params, load_params
 from maavt.progress import progress
+from maavt.ranks import ALONE, Team, launch, wanted_processes
 from maavt.reader import shards_of
-from maavt.runtime import Normaliser, accuracy, pick_device, place, predict
+from maavt.runtime import Normaliser, pick_device, place, predict
 from maavt.work import atomic, project_root, publish, workspace
 
 
@@ -35,25 +38,42 @@ def main(arguments: list[str] | None = None) -> None:
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"
     relevant = [params.train, getattr(params, name), params.backbone, params.tokens, params.image_size, params.seed]
-    loaders = {split: Loader(shards_of(params.dataset), split, batch=params.train.batch, image_size=params.image_size,
-                             augment=params.augment[params.dataset]) for split in ("train", "val")}
+    processes = wanted_processes(params.train.batch)
+    loaders = {split: Loader(shards_of(params.dataset), split, batch=params.train.batch // processes,
+                             image_size=params.image_size, augment=params.augment[params.dataset])
+               for split in ("train", "val")}
     with workspace(f"train-{name}", *relevant, read_origin(params.backbone), params.augment[params.dataset],
                    loaders["train"].index) as folder:
         for split, counts in loaders["train"].index["splits"].items():
             print(f"{split}: {counts['samples'] + counts['rejected']} clips seen, {counts['samples']} used, "
                   f"{counts['rejected']} rejected")
-        training = Training(name, params, loaders, folder, data / "curves" / name)
-        training.run()
-        save_adapter(folder / "model", training.best["weights"], training.config())
+        best = launch(fit, processes, folder, name, params, loaders, folder, data / "curves" / name)
         publish(folder / "model", data / "models" / name)
-    print(f"{name}: {training.best['accuracy']:.3f} of the validation pairs right after epoch {training.best['epoch']}")
+    print(f"{name}: {best['accuracy']:.3f} of the validation pairs right after epoch {best['epoch']}")
+
+
+def fit(team: Team, name: str, params: Params, loaders: dict[str, Loader], folder: Path, curves: Path) -> dict:
+    """Train one model, alone or as one of several processes; its best epoch is in folder/model afterwards.
+
+    Returns the number and the accuracy of that epoch, of several processes in the first.
+    """
+    training = Training(name, params, loaders, folder, curves, team)
+    training.run()
+    if team.first:
+        save_adapter(folder / "model", training.best["weights"], training.config())
+    return {key: training.best.get(key) for key in ("epoch", "accuracy")}
 
 
 class Training:
-    """One model in training; `best` is its best epoch so far: number, accuracy and weights."""
+    """One model in training. `best` is its best epoch so far: number, accuracy and weights.
 
-    def __init__(self, name: str, params: Params, loaders: dict[str, Loader], folder: Path, curves: Path):
-        self.name, self.params, self.loaders, self.curves = name, params, loaders, curves
+    Of several processes the first alone keeps `best`, `history`, curves and checkpoint, and prints; the `loaders` of
+    each give it its share of a batch.
+    """
+
+    def __init__(self, name: str, params: Params, loaders: dict[str, Loader], folder: Path, curves: Path,
+                 team: Team = ALONE):
+        self.name, self.params, self.loaders, self.curves, self.team = name, params, loaders, curves, team
         self.checkpoint = folder / "checkpoint.pt"
         self.index = index = loaders["train"].index
         torch.manual_seed(params.seed)
@@ -73,46 +93,51 @@ class Training:
         train_only(self.model, self.model.trained() + self.model.training_only())
         self.optimizer = torch.optim.AdamW(_groups(self.model, name, params),
                                            weight_decay=params.train.weight_decay, fused=True)
-        self.steps = loaders["train"].steps()
+        self.parallel = team.parallel(self.model)
+        self.steps = loaders["train"].steps(team.ranks)
         self.scheduler = _schedule(self.optimizer, params, self.steps)
         self.epoch, self.best, self.history = 0, {"accuracy": -1.0}, []
 
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
         self._resume()
-        try:
-            live = Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None)
-        except SCMError as error:
-            raise UserError(f"git: {error}; DVC needs a repository with a commit, make one here: git init && "
-                            "git add . && git commit -m start") from None
-        with live:
+        with self._live() as live:
             for scores in self.history:
                 _log(live, scores)
             while self.epoch < self.params.train.epochs:
                 self.epoch += 1
                 scores = self._train_epoch()
                 scores["val/accuracy"] = self._validate()
-                self.history.append(scores)
-                _log(live, scores)
-                if scores["val/accuracy"] > self.best["accuracy"]:
-                    weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
-                    self.best = {"accuracy": scores["val/accuracy"], "epoch": self.epoch, "weights": weights}
-                self._save()
+                if self.team.first:
+                    self._keep(scores)
+                    _log(live, scores)
+
+    def _live(self) -> Live | nullcontext:
+        if not self.team.first:
+            return nullcontext()
+        try:
+            return Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None)
+        except SCMError as error:
+            raise UserError(f"git: {error}; DVC needs a repository with a commit, make one here: git init && "
+                            "git add . && git commit -m start") from None
 
     def _train_epoch(self) -> dict[str, float]:
         """One pass over the training pairs; returns mean losses and the accuracy on them."""
-        model, device, train = self.model.train(), self.device, self.params.train
-        generator = torch.Generator(device).manual_seed(self.params.seed * 100_003 + self.epoch)
-        batches = self.loaders["train"].shuffled(seed=self.params.seed, epoch=self.epoch, held=train.shuffle)
+        self.model.train()
+        device, train, team, seed = self.device, self.params.train, self.team, self.params.seed
+        generator = torch.Generator(device).manual_seed((seed * 100_003 + self.epoch) * team.ranks + team.rank)
+        batches = self.loaders["train"].shuffled(seed=seed, epoch=self.epoch, held=train.shuffle, rank=team.rank,
+                                                 ranks=team.ranks)
         sums, pairs, lone = torch.zeros(5, device=device), 0, torch.zeros((), device=device)
         label = f"{self.name} epoch {self.epoch}/{train.epochs}"
-        with progress(label=label, unit="pair", total=self.steps * train.batch) as bar:
+        total = self.steps * train.batch
+        with progress(label=label, unit="pair", total=total, silent=not team.first) as bar:
             for step, batch in enumerate(batches, 1):
                 frames, sound, labels = self.normalise(batch, device)
                 if self.mining:
                     sound, labels, alone = mine_background(sound, labels, self.mining, generator)
                     lone += alone
-                output = model(frames, sound)
+                output, labels = whole_batch(self.parallel(frames, sound), labels, team.gather)
                 parts = losses(output, labels)
                 self.optimizer.zero_grad(set_to_none=True)
                 parts.total.backward()
@@ -122,7 +147,7 @@ class Training:
                 sums += torch.stack([*(part.detach() * len(labels) for part in
                                        (parts.total, parts.classes, parts.background, parts.contrastive)),
                                      (output.predicted() == labels).sum()])
-                if step % 10 == 0 or step == self.steps:  # reading the sums waits for the device
+                if team.first and (step % 10 == 0 or step == self.steps):  # reading waits for the device
                     bar.set_postfix(loss=f"{sums[0].item() / pairs:.3f}", accuracy=f"{sums[4].item() / pairs:.3f}",
                                     refresh=False)
                 bar.update(len(labels))
@@ -130,17 +155,27 @@ class Training:
         if not math.isfinite(means[0]):
             raise UserError(f"the loss of {self.name} is no longer finite in epoch {self.epoch}; lower "
                             f"train.learning_rate (it is {train.learning_rate})")
-        if lone.item():
-            print(f"epoch {self.epoch}: {lone.item():.0f} pairs had no partner of another class in their batch and "
-                  "were not made background")
+        lone = team.sum(lone).item()
+        if lone and team.first:
+            print(f"epoch {self.epoch}: {lone:.0f} pairs had no partner of another class in their batch and were not "
+                  "made background")
         names = ("loss", "class_loss", "background_loss", "contrastive_loss", "accuracy")
         return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
 
     def _validate(self) -> float:
-        batches = self.loaders["val"].in_order()
-        return accuracy(predict(self.model, batches, self.normalise, background=self.index["background"]))
+        """The strict accuracy over the validation pairs of all processes."""
+        batches = self.loaders["val"].in_order(self.team.rank, self.team.ranks)
+        told = predict(self.model, batches, self.normalise, background=self.index["background"])
+        right = [prediction.predicted == prediction.label for prediction in told]
+        right, pairs = self.team.sum(torch.tensor([sum(right), len(right)], device=self.device)).tolist()
+        return right / max(pairs, 1)
 
-    def _save(self) -> None:
+    def _keep(self, scores: dict[str, float]) -> None:
+        """Write the epoch down, so that a killed run goes on after it."""
+        self.history.append(scores)
+        if scores["val/accuracy"] > self.best["accuracy"]:
+            weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
+            self.best = {"accuracy": scores["val/accuracy"], "epoch": self.epoch, "weights": weights}
         state = {
             "epoch": self.epoch, "best": self.best, "history": self.history,
             "weights": {name: tensor for name, tensor in self.model.state_dict().items()
@@ -153,12 +188,14 @@ class Training:
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
-        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")  # best["weights"] stays there
+        self.epoch = state["epoch"]
         self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        print(f"{self.name}: goes on after epoch {self.epoch}")
+        if self.team.first:
+            self.best, self.history = state["best"], state["history"]
+            print(f"{self.name}: goes on after epoch {self.epoch}")
 
     def config(self) -> dict:
         """config.json: all that is needed to load the model and to know where it comes from."""

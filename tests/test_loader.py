@@ -176,6 +176,13 @@ def test_a_server_that_does_not_answer_is_an_error_that_names_it(server, monkeyp
         Loader(server.url, "test", batch=16, image_size=32)
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 50])
+def test_in_order_several_processes_get_every_pair_once_together(made, ranks):
+    each = [pairs(loader(made, "test").in_order(rank, ranks)) for rank in range(ranks)]
+    assert [pair for own in each for pair in own] == pairs(loader(made, "test").in_order())
+    assert max(map(len, each)) - min(map(len, each)) <= 1
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_every_process_gets_the_same_number_of_steps_and_pairs_of_its_own(made, ranks):
     each = [list(loader(made, batch=8).shuffled(seed=0, epoch=1, held=20, rank=rank, ranks=ranks))

@@ -1,11 +1,13 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -14,6 +16,8 @@ from safetensors.torch import load_file
 from maavt import train
 from maavt.adapter import load_adapter
 from maavt.errors import UserError
+from maavt.loader import Loader
+from maavt.runtime import accuracy, pick_device, place, predict
 from maavt.work import sha256
 from tests.conftest import tiny_settings
 
@@ -69,8 +73,35 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_model(project):
     assert [row.split("\t")[1:] for row in again] == [row.split("\t")[1:] for row in curves]
 
 
+def test_processes_that_train_together_die_with_their_parent_and_go_on_after_the_last_whole_epoch(
+        project, monkeypatch, capfd):
+    (project / "params.yaml").write_text(yaml.safe_dump(tiny_settings(train={"epochs": 3})))
+    monkeypatch.setenv("MAAVT_PROCESSES", "2")
+    process = subprocess.Popen([sys.executable, "-m", "maavt.train"], cwd=project, start_new_session=True)
+    while process.poll() is None and not list((project / ".work/train-maavt").rglob("checkpoint.pt")):
+        time.sleep(0.01)
+    crew = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert process.poll() is None and len(crew) == 2, "it was to be killed in the middle"
+    process.kill()
+    process.wait()
+    psutil.wait_procs(crew, timeout=10)
+    assert not any(child.is_running() for child in crew)
+    capfd.readouterr()
+    train.main([])
+    told = capfd.readouterr()
+    done = int(re.search(r"goes on after epoch (\d)", told.out)[1])
+    ends = [line for line in told.err.splitlines() if "96/96 pair" in line]
+    assert len(ends) == 3 - done < 3  # of all processes the first alone speaks
+    assert not list((project / ".work/train-maavt").glob("*/"))
+    with open(project / "data/curves/maavt/plots/metrics/val/accuracy.tsv") as file:
+        assert len(list(csv.DictReader(file, delimiter="\t"))) == 3
+    model, normalise, facts = load_adapter(project / "data/models/maavt")
+    batches = Loader(project / "data/shards/synth", "val", batch=8, image_size=32).in_order()
+    alone = accuracy(predict(place(model, pick_device()), batches, normalise, background=True))
+    assert facts["val_accuracy"] == pytest.approx(alone, abs=1.01 / 40)  # but for a pair that rounding decides
+
+
 def test_the_backbone_gets_no_gradient_and_no_optimiser_state(made, monkeypatch, tmp_path):
-    from maavt.loader import Loader
     from maavt.params import load_params
 
     monkeypatch.chdir(made)
