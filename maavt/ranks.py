@@ -25,7 +25,7 @@ from maavt.runtime import device_name, pick_device
 from maavt.work import default_workers, positive
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-PATIENCE = 5.0  # seconds: where one process cannot go on, another one that died may be the reason
+PATIENCE = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def wanted_processes(batch: int) -> int:
 def launch(work: Callable[..., Any], processes: int, folder: Path, *arguments: Any) -> Any:
     """work(team, *arguments) in that many processes at once; returns what the first of them returns.
 
-    They are to be found neither when this ends, however it ends, nor after this process has died. An error of one is
-    raised here. Raises UserError when one dies. `folder` is for what they need to find one another.
+    An error of one of them is raised here, and UserError when one dies. None of them is left when this ends, however it
+    ends, or when this process has died. `folder` is for what they need to find one another.
     """
     if processes == 1:
         return work(ALONE, *arguments)
@@ -138,7 +138,8 @@ def launch(work: Callable[..., Any], processes: int, folder: Path, *arguments: A
 
 
 def _outcome(crew: dict[int, tuple[children.Process, connection.Connection]]) -> Any:
-    """Wait for all, but for a death or an error that explains itself no longer than until it is known."""
+    """Wait for all; raise at once what a user can mend. Any other error may come of the death of another process, which
+    is waited for a little."""
     waiting = {pipe: rank for rank, (_, pipe) in crew.items()}
     processes, results, failure, end = len(crew), {}, None, None
     while waiting:
