@@ -3,6 +3,7 @@
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,8 +39,13 @@ class Server(ThreadingHTTPServer):
         self.routes: dict[str, Callable[[_Handler, bytes], tuple[str, bytes]]] = {}
         self.fault: Callable[[Asked], Fault | None] = lambda asked: None
         self.ranges = self.tags = True
+        self.whole: Callable[[Asked], bool] = lambda asked: False  # though a part was asked for
+        self.rate = 0.0  # bytes per second of one answer; 0: as fast as it goes
+        self.open = self.most_open = 0  # answers on their way
         self.asked: list[Asked] = []
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -52,6 +58,10 @@ class Server(ThreadingHTTPServer):
     def __exit__(self, *_):
         self.shutdown()
         self.server_close()
+
+    @staticmethod
+    def tag(data: bytes) -> str:
+        return f'"{hashlib.md5(data).hexdigest()}"'
 
     def handle_error(self, *_: Any) -> None:
         pass  # the other side hung up
@@ -81,16 +91,18 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def file(self, asked: Asked, data: bytes, fault: Fault) -> None:
-        tag = f'"{hashlib.md5(data).hexdigest()}"'
+        tag = self.server.tag(data)
         headers = {"Content-Type": "application/octet-stream"} | ({"ETag": tag} if self.server.tags else {})
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if self.server.ranges else None
-        if not match or self.headers.get("If-Range", tag) != tag:
+        headers |= {"Accept-Ranges": "bytes"} if self.server.ranges else {}
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server.ranges else None
+        if not match or self.headers.get("If-Range", tag) != tag or self.server.whole(asked):
             return self.answer(asked, 200, headers, data, fault)
         begin = int(match[1])
         if begin >= len(data):
             return self.answer(asked, 416, headers | {"Content-Range": f"bytes */{len(data)}"}, b"", fault)
-        headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-        self.answer(asked, 206, headers, data[begin:], fault)
+        end = min(int(match[2] or len(data)) + 1, len(data))
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        self.answer(asked, 206, headers, data[begin:end], fault)
 
     def answer(self, asked: Asked, status: int, headers: dict[str, str], data: bytes, fault: Fault) -> None:
         self.send_response(status)
@@ -101,8 +113,21 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.break_after is not None or fault.announce is not None:
             data = data[: fault.break_after]
             self.close_connection = True
-        asked.sent = len(data)
-        self.wfile.write(data)
+        with self.server.lock:
+            self.server.open += 1
+            self.server.most_open = max(self.server.open, self.server.most_open)
+        try:
+            self.send(asked, data)
+        finally:
+            with self.server.lock:
+                self.server.open -= 1
+
+    def send(self, asked: Asked, data: bytes) -> None:
+        step = int(self.server.rate / 20) or len(data)
+        for begin in range(0, len(data), step or 1):
+            self.wfile.write(data[begin : begin + step])
+            asked.sent = min(begin + step, len(data))
+            time.sleep(0.05 if self.server.rate else 0)
 
     def log_message(self, *_: Any) -> None:
         pass
