@@ -6,9 +6,8 @@ import pytest
 
 from maavt.errors import UserError
 from maavt.fetch import Failed, segments
-from maavt.fetch.http import Http
 from tests.sources.server import Fault
-from tests.sources.test_http import DATA, new, times
+from tests.sources.test_http import DATA, new
 
 PIECE = 60_000
 
