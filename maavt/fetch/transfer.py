@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import requests
 
 from maavt.fetch import SESSION, TRANSIENT, Failed, Stopped, segments
-from maavt.fetch.answer import LARGEST_ANSWER, chunks, host, length, rest_of, version
+from maavt.fetch.answer import LARGEST_ANSWER, chunks, host, length, packed, rest_of, version
 from maavt.work import sha256 as sha256_of
 
 if TYPE_CHECKING:
@@ -81,11 +81,13 @@ class Transfer:
             return
         if response.status_code == 206:
             total = rest_of(response, offset, known)
-            if total is None:
+            if total is None or packed(response):
                 self._drop()
                 raise Failed(TRANSIENT, "the file changed on the server")
         else:
             offset, known, total = 0, version(response), length(response)
+            if packed(response):  # the length is another one, and its parts are of no use
+                known, total = "", None
         if self.size is not None and total not in (None, self.size):
             raise Failed(TRANSIENT, f"the server announces {total} bytes; expected {self.size}")
         if offset == 0:

@@ -1,5 +1,6 @@
 """A web server on loopback that behaves as the real ones do, at their best and at their worst."""
 
+import gzip
 import hashlib
 import re
 import threading
@@ -18,6 +19,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     break_after: int | None = None
     announce: int | None = None
+    encoding: str = ""  # of the way: chunked, or gzip for the content
 
 
 @dataclass
@@ -108,7 +110,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data) if fault.announce is None else fault.announce))
+        if fault.encoding == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            data = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (data[n : n + 50_000] for n in range(
+                0, len(data), 50_000))) + b"0\r\n\r\n"
+        else:
+            if fault.encoding == "gzip":
+                self.send_header("Content-Encoding", "gzip")
+                data = gzip.compress(data)
+            self.send_header("Content-Length", str(len(data) if fault.announce is None else fault.announce))
         self.end_headers()
         if fault.break_after is not None or fault.announce is not None:
             data = data[: fault.break_after]
