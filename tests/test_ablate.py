@@ -88,3 +88,8 @@ def test_one_seed_has_no_deviation():
     (row,) = summarise([{"setting": "a=1", "seed": 0, "model": "maavt", "seconds": 2.0, "accuracy": 0.5}])
     assert row == {"setting": "a=1", "model": "maavt", "seeds": 1, "accuracy_mean": 0.5, "accuracy_std": 0.0,
                    "seconds_mean": 2.0, "seconds_std": 0.0}
+
+
+def test_what_is_no_number_has_no_mean():
+    runs = [{"setting": "a=1", "seed": seed, "model": "maavt", "vggsounder": "1.0"} for seed in (0, 1)]
+    assert summarise(runs) == [{"setting": "a=1", "model": "maavt", "seeds": 2}]

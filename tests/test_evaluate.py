@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from maavt import evaluate
-from maavt.evaluate import background_metrics
+from maavt.evaluate import background_metrics, vggsounder_metrics
 from maavt.loader import Batch
 from maavt.models.maavt import Output
 from maavt.runtime import Normaliser, Prediction, accuracy, predict
@@ -48,6 +48,14 @@ def test_background_told_as_a_class_is_wrong_and_the_authors_number_is_kinder():
     assert accuracy(found) == 1 / 4
     assert background_metrics(found) == {
         "accuracy_background": 2 / 4, "accuracy_foreground_classes": 2 / 3, "accuracy_authors": 1 / 3}
+
+
+def test_vggsounder_scores_the_class_head_of_each_input_by_the_clips_name():
+    best = {"av": 0, "a": 1, "v": 0}
+    said = {given: [Prediction("vgg--ab_000030", 0, 0, -1, best[given], 1.0)] for given in best}
+    found = vggsounder_metrics({"-ab_000030": {"Rain": "A", "Dog": "AV"}}, said, ["Dog", "Rain"])
+    assert found["vggsounder"] == "1.0" and found["vggsounder_clips"] == 1
+    assert found["vggsounder_hit_rate_av"] == found["vggsounder_hit_rate_a_only"] == 1
 
 
 class Echo(torch.nn.Module):

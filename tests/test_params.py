@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from maavt.errors import UserError
 from maavt.params import load_params, parse_params
 
-FILE = Path(__file__).parents[1] / "params.yaml"
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "params.yaml"
 VALUES = yaml.safe_load(FILE.read_text())
 
 
@@ -57,6 +59,7 @@ def test_a_missing_setting_is_named():
     ({"models": ["maavt", "maavt"]}, "names one twice"),
     ({"synth__classes": 7}, "multiple of 2"),
     ({"shard__spectrogram": {}}, "no recipe for the data set 'synth'"),
+    ({"evaluate__vggsounder": True}, "evaluate.vggsounder: true, but the data set is synth"),
 ])
 def test_values_that_make_no_sense_together_are_refused(changes, told):
     with pytest.raises(UserError) as error:
@@ -99,3 +102,25 @@ def test_numbers_and_words_that_yaml_1_1_took_for_something_else_are_themselves(
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no .*params.yaml"):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("dataset", ["ave", "vggsound", "cremad"])
+def test_the_settings_that_make_paper_changes_are_the_papers_and_fit_together(dataset):
+    done = subprocess.run(["make", "-n", "paper", f"DATASET={dataset}"], cwd=ROOT, capture_output=True, text=True,
+                          check=True)
+    (line,) = [line for line in done.stdout.splitlines() if "dvc exp run" in line]
+    pairs = [word.split("=") for word in line.split(" -S ")[1:]]
+    params = parse_params(changed(**{key.replace(".", "__"): yaml.safe_load(value) for key, value in pairs}))
+    train, sound = params.train, params.shard.spectrogram[dataset]
+    assert params.dataset == dataset and params.models == ("maavt",) and params.tokens == 5
+    assert params.image_size == params.shard.frame_size == 224 and params.backbone.startswith("vit_base_patch16_224.")
+    assert (train.batch, train.learning_rate, train.epochs) == (256, 0.01, 50)
+    assert (train.schedule, train.step_epochs) == ("step", 15)
+    assert params.maavt.projector == "mlp" and params.maavt.contrastive == "blockwise" and params.maavt.lsa
+    assert sound.seconds == {"ave": 1, "vggsound": 5, "cremad": 3}[dataset]
+
+
+def test_make_paper_names_the_data_sets_that_it_knows():
+    done = subprocess.run(["make", "paper", "DATASET=synth", "-o", ".venv/bin/.installed"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "DATASET=synth: expected ave, vggsound or cremad" in done.stderr

@@ -24,3 +24,7 @@ class Failed(Exception):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}"
+
+
+class Stopped(Exception):
+    """Raised in threads whose work no longer matters."""

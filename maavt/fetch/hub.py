@@ -20,6 +20,9 @@ def archives(endpoint: str, repository: str, revision: str, pattern: str) -> tup
     except HfHubHTTPError as error:
         raise Failed(SESSION, f"{endpoint} does not list the data set {repository} at {revision} "
                      f"({type(error).__name__}); does it exist, and may you see it?") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Failed(SESSION, f"{endpoint} does not answer as the hub does ({type(error).__name__}); is a portal in "
+                     "between, or is the address wrong?") from error
     except Exception as error:
         if not type(error).__module__.startswith("httpx"):  # which of its kind the hub's client uses has changed
             raise

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from maavt.clips import SPLITS, Clip, Labels
 from maavt.errors import UserError
-from maavt.fetch import Failed
+from maavt.fetch import SESSION, Failed
 from maavt.fetch.archive import Archive
 from maavt.fetch.drive import confirm
 from maavt.fetch.http import Http
@@ -50,7 +50,13 @@ def fetch(params: Params, store: Store, http: Http) -> str:
             take_local(params.ave.local, store, "ave.local")
         else:
             archive = Archive(name="AVE.zip", url=params.ave.url)
-            outcome = fetch_archives([archive], store, http, page=confirm).get(archive.name)
+            try:
+                outcome = fetch_archives([archive], store, http, page=confirm).get(archive.name)
+            except Failed as failed:
+                if failed.kind == SESSION and "ave.local" not in failed.reason:
+                    raise Failed(SESSION, f"{failed.reason}; or fetch the zip by other means and set ave.local"
+                                 ) from None
+                raise
             if isinstance(outcome, Failed):
                 raise UserError(f"{params.ave.url}: {outcome.reason}; fetch the zip by other means and set ave.local")
             if outcome and outcome.broken:

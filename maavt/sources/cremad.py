@@ -10,7 +10,7 @@ import av
 from maavt.clips import Clip, Labels
 from maavt.errors import UserError
 from maavt.fanout import fan_out
-from maavt.fetch import CONTENT, ENVIRONMENT, PERMANENT, STOPPING, Failed, lfs
+from maavt.fetch import CONTENT, ENVIRONMENT, PERMANENT, SESSION, STOPPING, Failed, lfs
 from maavt.fetch.http import Http
 from maavt.media import Rejected
 from maavt.params import Params
@@ -167,7 +167,7 @@ def _get(clips: list[Clip], *, params: Params, store: Store, http: Http) -> list
         for file in () if isinstance(result, Failed) else result:
             if file in pointers:
                 try:
-                    _follow(file, pointers[file], places[pointers[file].oid], store, http)
+                    _follow(file, pointers[file], places[pointers[file].oid], params, store, http)
                 except Failed as failed:
                     if failed.kind in STOPPING:
                         raise
@@ -189,10 +189,24 @@ def _each_file(clip: Clip, params: Params, store: Store, http: Http) -> tuple[Pa
     return files
 
 
-def _follow(file: Path, target: lfs.Pointer, place: lfs.Place | Failed, store: Store, http: Http) -> None:
+def _follow(file: Path, target: lfs.Pointer, place: lfs.Place | Failed, params: Params, store: Store,
+            http: Http) -> None:
+    size = file.stat().st_size
+    try:
+        _fetch(file, target, place, http)
+    except Failed as failed:
+        if failed.kind != SESSION:
+            raise
+        again = lfs.locate(http, params.cremad.lfs, [target])[target.oid]  # the address may have expired
+        if again == place:
+            raise
+        _fetch(file, target, again, http)
+    store.budget.give(size)
+
+
+def _fetch(file: Path, target: lfs.Pointer, place: lfs.Place | Failed, http: Http) -> None:
     if isinstance(place, Failed):
         raise place
-    store.budget.give(file.stat().st_size)
     http.file(place.url, file, size=target.size, sha256=target.oid, headers=place.headers)
 
 

@@ -1,5 +1,6 @@
 """VGGSound (Chen et al., ICASSP 2020): about 200,000 clips of 10 s from YouTube, 309 classes, one label per clip."""
 
+import os
 from pathlib import Path, PurePosixPath
 
 from maavt.clips import Clip, Labels
@@ -52,8 +53,14 @@ def annotations(params: Params, folder: Path, http: Http) -> Path:
     """The folder with vggsound.csv: one's own, or `folder`, into which it is fetched once."""
     if params.vggsound.local:
         return project_root() / Path(params.vggsound.local).expanduser()
-    if not (folder / "vggsound.csv").exists():
-        http.file(params.vggsound.annotations, folder / "vggsound.csv")
+    if not (path := folder / "vggsound.csv").exists():
+        http.file(params.vggsound.annotations, fetched := folder / "fetched.csv")
+        try:
+            if not sum(1 for _ in _full(fetched)):
+                raise UserError(f"{params.vggsound.annotations} is empty; expected the list of VGGSound's clips")
+            os.replace(fetched, path)
+        finally:
+            fetched.unlink(missing_ok=True)
     return folder
 
 

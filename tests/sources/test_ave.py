@@ -111,3 +111,10 @@ def test_a_zip_that_arrived_damaged_is_fetched_again(drive, tmp_path, monkeypatc
     drive.files["/download?id=1F%26j&confirm=t&uuid=u-1"] = packed
     download.main()
     check(project, clips)
+
+
+def test_drives_refusal_says_how_else_to_get_the_zip(drive, tmp_path, monkeypatch):
+    project_for(tmp_path, monkeypatch, url=f"{drive.url}/uc?id=1F")
+    drive.fault = lambda asked: Fault(status=403)
+    with pytest.raises(UserError, match=r"refuses access \(HTTP 403\).*set ave.local"):
+        download.main()

@@ -109,6 +109,19 @@ def test_the_same_files_make_the_same_clip(gitlab, project, tmp_path, monkeypatc
     assert raw(other) == first
 
 
+def test_an_address_of_an_object_that_has_expired_is_asked_for_anew(gitlab, project, files):
+    fresh = gitlab.batch
+
+    def batch(handler, body):
+        kind, answer = fresh(handler, body)
+        return kind, answer.replace(b"/objects/", b"/expired/") if len(gitlab.batches) == 1 else answer
+
+    gitlab.server.routes["/repo.git/info/lfs/objects/batch"] = batch
+    gitlab.server.fault = lambda asked: Fault(status=403) if "/expired/" in asked.path else None
+    download.main()
+    assert reasons(project)[:3] == [""] * 3
+
+
 def test_an_object_with_other_bytes_is_refused(gitlab, project, files):
     oid = hashlib.sha256(files[f"AudioWAV/{NAMES[0]}.wav"]).hexdigest()
     gitlab.server.files[f"/objects/{oid}"] = bytes(len(gitlab.server.files[f"/objects/{oid}"]))

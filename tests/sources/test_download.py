@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from maavt import download
 from maavt.clips import Clip
 from maavt.errors import UsageError, UserError
-from maavt.fetch import Failed, http
+from maavt.fetch import Failed, answer, http, segments
 from maavt.fetch.archive import Archive
 from maavt.fetch.budget import Budget
 from maavt.sources import vggsound
@@ -71,9 +72,13 @@ def test_broken_runs_end_with_the_bytes_of_a_clean_one(server, tmp_path, monkeyp
     download.main()
     expected = contents(clean / "data")
     broken = project_for(tmp_path / "broken", server, monkeypatch)
+    monkeypatch.setattr(segments, "PIECE", 10_000)
+    monkeypatch.setattr(answer, "CHUNK", 3_000)
     monkeypatch.setattr(vggsound, "archives", lambda *_: listed(hub, server))  # the hub's client would wait for minutes
+    server.asked.clear()
     broken_runs(server, broken, monkeypatch, seed)
     assert contents(broken / "data") == expected
+    assert any(re.fullmatch(r"bytes=\d+-\d+", asked.headers.get("Range", "")) for asked in server.asked)
 
 
 def listed(hub, server):
@@ -112,7 +117,7 @@ def test_a_killed_run_is_gone_on_with_and_only_what_is_missing_is_fetched(server
     server.fault = hold
     run = subprocess.Popen([sys.executable, "-m", "maavt.cli", "download"], cwd=project, stderr=subprocess.DEVNULL,
                            env=os.environ | {"PYTHONPATH": str(ROOT), "MAAVT_CONNECTIONS": "1"})
-    while not (held.is_set() and any(project.glob(".work/download/*/parts/vggsound_02.tar.gz.part"))):
+    while [part.stat().st_size for part in project.glob(".work/download/*/parts/vggsound_02.tar.gz.part")] != [half]:
         assert run.poll() is None
         time.sleep(0.02)
     run.send_signal(signal.SIGKILL)

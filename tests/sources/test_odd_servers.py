@@ -1,0 +1,175 @@
+"""What the real Drive, hub, GitLab and the networks in between are known to do to a download."""
+
+import json
+import random
+import socket
+
+import pytest
+
+from maavt import download
+from maavt.errors import UserError
+from maavt.fetch import Failed, hub, lfs
+from maavt.fetch.answer import length, rest_of, retry_after
+from maavt.fetch.http import Http
+from maavt.sources import vggsound
+from tests.sources.common import contents, make_project, params
+from tests.sources.server import Fault, Server
+from tests.sources.test_http import DATA, failure, new, times
+
+
+def signed(server, other, *, uses: int):
+    """`server` redirects /a to an address at `other` that may be used so many times, and breaks each time."""
+    made = iter(range(100))
+    left: dict[str, int] = {}
+    other.files = {f"/signed?{n}": DATA for n in range(100)}
+
+    def redirect(asked):
+        path = f"/signed?{next(made)}"
+        left[path] = uses
+        return Fault(status=302, headers={"Location": f"{other.url}{path}"})
+
+    def serve(asked):
+        left[asked.path] -= 1
+        return Fault(break_after=300_000) if left[asked.path] >= 0 else Fault(status=403)
+
+    server.fault, other.fault = redirect, serve
+
+
+def test_a_signed_address_that_expires_in_the_middle_is_asked_for_anew(server, tmp_path):
+    with Server() as other:
+        signed(server, other, uses=1)
+        new(tmp_path).file(f"{server.url}/a", tmp_path / "a", headers={"Authorization": "Bearer secret"})
+        assert (tmp_path / "a").read_bytes() == DATA
+        assert [asked.headers.get("Range") for asked in other.asked] == [
+            None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
+        assert not [asked for asked in other.asked if "Authorization" in asked.headers]
+
+
+@pytest.mark.parametrize("headers, seconds", [({"Retry-After": "9"}, 9), ({"RateLimit": '"resolvers";r=0;t=9'}, 9)])
+def test_a_place_that_we_are_redirected_to_is_waited_for_when_it_asks(server, tmp_path, monkeypatch, headers, seconds):
+    slept, now = [], [1000.0]
+    monkeypatch.setattr("maavt.fetch.http.time.monotonic", lambda: now[0])
+
+    def sleep(self, seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(Http, "_sleep", sleep)
+    with Server() as other:
+        other.files["/b"], other.fault = DATA, times(1, Fault(status=429, headers=headers))
+        server.fault = lambda asked: Fault(status=302, headers={"Location": f"{other.url}/b"})
+        new(tmp_path).file(f"{server.url}/a", tmp_path / "a")
+    assert max(slept) == pytest.approx(seconds, abs=0.1) and (tmp_path / "a").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("encoding", ["chunked", "gzip"])
+def test_a_file_that_comes_packed_or_without_a_length_is_whole_or_tried_again(server, tmp_path, encoding):
+    server.files["/a"] = DATA
+    breaks = times(3, Fault(encoding=encoding, break_after=400_000))
+    server.fault = lambda asked: breaks(asked) or Fault(encoding=encoding)
+    new(tmp_path).file(f"{server.url}/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == DATA
+
+
+def test_a_rest_that_comes_packed_is_not_put_behind_what_is_there(server, tmp_path):
+    server.files["/a"] = DATA
+    server.fault = lambda asked: Fault(encoding="gzip") if asked.headers.get("Range") else Fault(break_after=400_000)
+    assert failure(new(tmp_path), f"{server.url}/a", tmp_path / "a").kind == "transient"
+    server.fault = lambda asked: Fault(encoding="gzip") if asked.headers.get("Range") else None
+    new(tmp_path).file(f"{server.url}/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == DATA
+
+
+def test_a_small_answer_that_breaks_off_or_comes_packed_is_not_taken_for_another(server, tmp_path):
+    server.routes["/x/objects/batch"] = lambda *_: ("application/json", json.dumps({"objects": [
+        {"oid": "a" * 64, "actions": {"download": {"href": "http://example.org/a"}}}]}).encode())
+    breaks = times(2, Fault(break_after=20))
+    server.fault = lambda asked: breaks(asked) or Fault(encoding="gzip")
+    found = lfs.locate(new(tmp_path), f"{server.url}/x", [lfs.Pointer("a" * 64, 3)])
+    assert found["a" * 64] == lfs.Place("http://example.org/a", {})
+
+
+@pytest.mark.parametrize("answer", [b"<html>Service unavailable</html>", b"[1, 2]", b'[{"type": "file"}]', b"{}"])
+def test_a_hub_that_answers_with_something_else_is_one_clear_failure(server, answer):
+    server.routes["/api/datasets/a/b/tree/main"] = lambda *_: ("text/html", answer)
+    with pytest.raises(Failed) as caught:
+        hub.archives(server.url, "a/b", "main", "*.tar.gz")
+    assert caught.value.kind == "session" and server.url in caught.value.reason
+
+
+@pytest.mark.parametrize("text", [b"", b"not,a,list\n", b"<html>moved</html>"])
+def test_a_list_that_is_none_is_not_kept(server, tmp_path, monkeypatch, text):
+    project = make_project(tmp_path / "project", dataset="vggsound", vggsound={
+        "annotations": f"{server.url}/vggsound.csv"})
+    monkeypatch.chdir(project)
+    server.files["/vggsound.csv"] = text
+    with pytest.raises(UserError):
+        download.main()
+    assert not list(project.rglob("*.csv"))
+    server.files["/vggsound.csv"] = b"abcdefghijk,30,baby laughter,train\n"
+    folder = vggsound.annotations(params(vggsound={"annotations": f"{server.url}/vggsound.csv"}), tmp_path,
+                                  new(tmp_path))
+    assert len(vggsound.clips(params(), folder)) == 1
+
+
+def test_an_address_that_swallows_connections_costs_a_moment_when_there_is_another_one(server, tmp_path, monkeypatch):
+    """As where IPv6 is announced, but leads nowhere."""
+    server.files["/a"] = DATA
+    port = server.server_address[1]
+    monkeypatch.setattr("maavt.fetch.http.TIMEOUT", (0.3, 5.0))
+    with socket.socket() as hole:
+        hole.bind(("127.0.0.2", port))
+        hole.listen(0)
+        with socket.socket() as first, socket.socket() as second:  # nobody takes them: the queue is full
+            for filler in (first, second):
+                filler.setblocking(False)
+                filler.connect_ex(("127.0.0.2", port))
+            found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in (
+                "127.0.0.2", "127.0.0.1")]
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+            new(tmp_path).file(f"http://example.org:{port}/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == DATA
+
+
+def test_a_server_that_says_nothing_is_given_up_after_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr("maavt.fetch.http.TIMEOUT", (0.2, 0.2))
+    monkeypatch.setattr("maavt.fetch.http.BACKOFF", 0.001)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        found = failure(new(tmp_path), f"http://127.0.0.1:{silent.getsockname()[1]}/a", tmp_path / "a")
+    assert str(found) == "transient: no answer (ReadTimeout)"
+
+
+def test_headers_beyond_measure_are_no_numbers(tmp_path):
+    class Answer:
+        status_code = 206
+
+        def __init__(self, **headers):
+            self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    digits = "9" * 5000
+    assert length(Answer(Content_Length=digits)) is None
+    assert rest_of(Answer(Content_Range=f"bytes {digits}-{digits}/{digits}"), 0, "") is None
+    for text in (digits, "Fri, 31 Dec 9999 23:59:59 -9999", "-1", "soon", "", "Wed, 21 Oct 99999 07:28:00 GMT"):
+        assert (retry_after(Answer(Retry_After=text)) or 0) >= 0
+    rng = random.Random(0)
+    for _ in range(2000):
+        retry_after(Answer(Retry_After="".join(rng.choices("0123456789 ,:-GMTWedOct", k=rng.randrange(20)))))
+
+
+def test_a_list_is_whole_at_any_moment_that_somebody_reads_it(tmp_path):
+    from maavt.clips import Labels, read_manifest, write_manifest
+    from tests.sources.test_download import many
+
+    clips, labels = many(300), Labels(classes=tuple(f"class {n}" for n in range(309)), background=False)
+    write_manifest(tmp_path, clips, labels)
+    seen = set()
+
+    def watched():
+        for clip in clips:
+            seen.add(len(read_manifest(tmp_path)[0]))
+            yield clip
+
+    write_manifest(tmp_path, watched(), labels)
+    assert seen == {300} and sorted(contents(tmp_path)) == ["classes.json", "clips.csv"]
