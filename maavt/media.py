@@ -68,7 +68,7 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
         raise ValueError(f"{wanted=}: expected some of {seconds} seconds")
     try:
         _check_file(path)
-        read = partial(_read, path, seconds, frame_size, start, wanted)
+        read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted)
         picture, sound, landed = read(seek=start > SEEK_FROM)
         if not landed:  # behind the first frame that is needed: read from the beginning instead
             picture, sound, _ = read(seek=False)
@@ -77,7 +77,7 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
             video_seconds=float(seconds) if picture.done else max(picture.end, 0.0),
             audio_seconds=min(sound.end, float(seconds)),
             frames=picture.finish(repeat=pad == "tile"),
-            waveform=sound.finish(sample_rate, repeat=pad == "tile"),
+            waveform=sound.finish(repeat=pad == "tile"),
         )
     except Rejected:
         raise
@@ -102,7 +102,8 @@ def _check_file(path: str | os.PathLike) -> None:
         raise Rejected("empty file")
 
 
-def _read(path: str | os.PathLike, seconds: int, frame_size: int, start: float, wanted: range, *, seek: bool):
+def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: int, start: float, wanted: range, *,
+          seek: bool):
     """(picture, sound, whether a seek landed early enough) after one pass over the file, as short as possible."""
     try:  # "file:", lest a colon in a name be taken for a protocol
         container = av.open(f"file:{os.fspath(Path(path).absolute())}", metadata_errors="ignore",
@@ -122,7 +123,7 @@ def _read(path: str | os.PathLike, seconds: int, frame_size: int, start: float, 
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         begin = _origin(container, (video, audio)) + start
         picture = Picture(Track(video, begin), seconds, wanted, frame_size)
-        sound = Sound(Track(audio, begin), seconds)
+        sound = Sound(Track(audio, begin), seconds, sample_rate)
         if seek and not _sought(container, video, begin - PREROLL):
             return picture, sound, False
         _fill(container, picture, sound, seconds)
@@ -188,9 +189,7 @@ def _packets(container: InputContainer, *streams) -> Iterator[av.Packet]:
     for _ in range(MAX_PACKETS):
         try:
             packet = next(packets)
-        except MemoryError:
-            raise
-        except Exception:  # StopIteration at the end of the file, or an error of a file cut off: keep what there is
+        except Exception:  # the end, or an error of a broken file (MemoryError: an absurd size): keep what there is
             return
         if packet.has_sidedata("encryption_info"):
             raise Rejected("encrypted", f"the {packet.stream.type} track")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from simplejpeg import encode_jpeg
 
 from maavt.clips import Clip
 from maavt.media import Media, decode
@@ -33,7 +33,8 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
     """
     frames, sound = read_clip(raw / clip.path, recipe, frame_size=settings.frame_size,
                               whole=recipe.windowed and clip.split == "train")
-    members = {f"frame-{second:02d}.jpg": _jpeg(frame, settings.jpeg_quality) for second, frame in frames.items()}
+    members = {f"frame-{second:02d}.jpg": encode_jpeg(frame, settings.jpeg_quality, colorsubsampling="420")
+               for second, frame in frames.items()}
     with io.BytesIO() as buffer:
         np.save(buffer, sound)
         members["spectrogram.npy"] = buffer.getvalue()
@@ -81,9 +82,3 @@ def _covered(media: Media, recipe: Spectrogram) -> int | None:
     """How many pairs a clip has; None is all of them."""
     reach = min(media.video_seconds, media.audio_seconds)
     return max(1, int(reach / recipe.seconds + 1 - REACHED)) if recipe.pairs == "covered" else None
-
-
-def _jpeg(frame: np.ndarray, quality: int) -> bytes:
-    with io.BytesIO() as buffer:
-        Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
-        return buffer.getvalue()

@@ -18,34 +18,53 @@ MIX = {"FL": 0.5**0.5, "FR": 0.5**0.5, "FLC": 0.5**0.5, "FRC": 0.5**0.5, "FC": 1
 
 
 class _Stretch:
-    """Sound without a gap, of one rate, format and layout; frames are mixed many at a time, which is three times as
-    fast as one by one."""
+    """Sound without a gap, of one rate, format and layout, mixed and resampled as it comes: many frames at a time, which
+    is three times as fast as one by one, but no more than stay in the processor's cache."""
 
-    def __init__(self, begin: float, kind: tuple[int, str, str]):
+    def __init__(self, begin: float, kind: tuple[int, str, str], rate: int):
         self.begin = begin  # seconds
         self.kind = kind
         self.queue = av.AudioFifo()
+        self.resampler = None if kind[0] == rate else av.AudioResampler("flt", "mono", rate)
         self.chunks: list[np.ndarray] = []  # each (samples,) float32
 
     def add(self, frame: av.AudioFrame) -> None:
         frame.pts = None  # the queue holds no clock
         self.queue.write(frame)
         if self.queue.samples >= BLOCK:
-            self.chunks.append(_to_mono(self.queue.read()))
+            self._empty_queue()
 
-    def samples(self) -> np.ndarray:
-        """(samples,) float32 in [-1, 1]."""
+    def _empty_queue(self) -> None:
+        samples = _to_mono(self.queue.read())
+        if not np.isfinite(samples).all():
+            samples = np.nan_to_num(samples)
+        self._keep(samples.clip(-1, 1, out=samples))
+
+    def _keep(self, samples: np.ndarray | None) -> None:
+        if self.resampler is None:
+            self.chunks += [] if samples is None else [samples]
+            return
+        frame = None
+        if samples is not None:
+            frame = av.AudioFrame.from_ndarray(samples[None], "flt", "mono")
+            frame.sample_rate = self.kind[0]
+        self.chunks += [frame.to_ndarray()[0] for frame in self.resampler.resample(frame)]
+
+    def finish(self) -> np.ndarray:
+        """(samples,) float32, after the last frame."""
         if self.queue.samples:
-            self.chunks.append(_to_mono(self.queue.read()))
-        return np.nan_to_num(np.concatenate(self.chunks)).clip(-1, 1)
+            self._empty_queue()
+        self._keep(None)
+        return np.concatenate(self.chunks)
 
 
 class Sound:
     """Gathers the stretches of sound within the clip as mono, each with its beginning on the clip's clock."""
 
-    def __init__(self, track: Track, seconds: int):
+    def __init__(self, track: Track, seconds: int, rate: int):
         self.track = track
         self.seconds = seconds
+        self.rate = rate
         self.stretches: list[_Stretch] = []
         self.decoded = 0
         self.begin = math.inf
@@ -71,20 +90,20 @@ class Sound:
             if self.last > 0 and time < self.seconds:
                 kind = frame.sample_rate, frame.format.name, frame.layout.name
                 if gap or not self.stretches or self.stretches[-1].kind != kind:
-                    self.stretches.append(_Stretch(time, kind))
+                    self.stretches.append(_Stretch(time, kind, self.rate))
                 self.stretches[-1].add(frame)
                 self.end = self.last
 
-    def finish(self, rate: int, *, repeat: bool) -> np.ndarray:
+    def finish(self, *, repeat: bool) -> np.ndarray:
         """(seconds * rate,) float32, after the last packet."""
-        waveform = np.zeros(self.seconds * rate, np.float32)
+        waveform = np.zeros(self.seconds * self.rate, np.float32)
         for stretch in self.stretches:
-            samples = _resample(stretch.samples(), stretch.kind[0], rate)
-            begin = round(stretch.begin * rate)
+            samples = stretch.finish()
+            begin = round(stretch.begin * self.rate)
             samples = samples[max(-begin, 0):][:max(len(waveform) - max(begin, 0), 0)]
             waveform[max(begin, 0):max(begin, 0) + len(samples)] = samples
         if repeat:
-            waveform = np.resize(waveform[:max(round(self.end * rate), 1)], len(waveform))
+            waveform = np.resize(waveform[:max(round(self.end * self.rate), 1)], len(waveform))
         return waveform.clip(-1, 1)
 
 
@@ -97,7 +116,7 @@ def _to_mono(frame: av.AudioFrame) -> np.ndarray:
     if not frame.format.is_planar:
         stored = stored.reshape(-1, len(channels)).T
     with np.errstate(all="ignore"):  # sound stored as floats may be anything
-        samples = stored.astype(np.float32)
+        samples = stored.astype(np.float32, copy=False)
         if stored.dtype == np.uint8:
             samples -= 128
         if stored.dtype.kind in "ui":
@@ -109,14 +128,3 @@ def _to_mono(frame: av.AudioFrame) -> np.ndarray:
 def _weights(channels: tuple[str, ...]) -> np.ndarray:
     weights = np.array([MIX.get(name, 1.0) for name in channels], np.float32)
     return weights / weights.sum() if weights.any() else weights + 1 / len(weights)
-
-
-def _resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """(samples,) float32 at another rate."""
-    if rate == new_rate:
-        return samples
-    resampler = av.AudioResampler("flt", "mono", new_rate)
-    frame = av.AudioFrame.from_ndarray(samples[None], "flt", "mono")
-    frame.sample_rate = rate
-    frames = resampler.resample(frame) + resampler.resample(None)
-    return np.concatenate([frame.to_ndarray()[0] for frame in frames])

@@ -12,6 +12,7 @@ from maavt.params import Spectrogram
 
 WINDOW_MS = 25  # of the filter bank
 LOWEST = 20.0  # Hz
+EMPHASIS = np.float32(0.97)
 SMALLEST = np.finfo(np.float32).eps  # below it a filter's energy is not told apart
 
 
@@ -22,15 +23,17 @@ def filter_bank(waveform: np.ndarray, sample_rate: int, *, bins: int, shift_ms: 
     """
     size, shift = sample_rate * WINDOW_MS // 1000, int(sample_rate * shift_ms * 0.001)
     padded = 1 << (size - 1).bit_length()
-    window = np.hanning(size).astype(np.float32)  # is 0 at a frame's first sample, which has none before it
+    window = padded * np.hanning(size).astype(np.float32)  # is 0 at a frame's first sample, which has none before it
     waveform = waveform - waveform.mean(-1, keepdims=True)
-    means = sliding_window_view(waveform, size, axis=-1)[..., ::shift, :].mean(-1)
-    emphasised = waveform - np.float32(0.97) * np.concatenate([waveform[..., :1], waveform[..., :-1]], axis=-1)
-    frames = sliding_window_view(emphasised, size, axis=-1)[..., ::shift, :]
-    spectrum = np.fft.rfft(frames * window, padded)
-    spectrum -= (means * np.float32(1 - 0.97))[..., None] * np.fft.rfft(window, padded)  # of frames without their means
-    power = spectrum.real**2 + spectrum.imag**2
-    return np.log(np.maximum(power @ _mel_filters(bins, padded, sample_rate), SMALLEST))
+    means = sliding_window_view(waveform, size, axis=-1)[..., ::shift, :].mean(-1, keepdims=True)
+    emphasised = waveform - EMPHASIS * np.concatenate([waveform[..., :1], waveform[..., :-1]], axis=-1)
+    frames = sliding_window_view(emphasised, size, axis=-1)[..., ::shift, :] - (1 - EMPHASIS) * means
+    frames *= window
+    spectrum = np.fft.rfft(frames, padded, norm="forward")  # only with this norm does NumPy stay in float32
+    squares = np.square(spectrum.view(np.float32))
+    power = squares[..., ::2] + squares[..., 1::2]
+    banks = power @ _mel_filters(bins, padded, sample_rate)
+    return np.log(np.maximum(banks, SMALLEST, out=banks), out=banks)
 
 
 @lru_cache
@@ -54,8 +57,8 @@ def log_stft(waveform: np.ndarray, *, n_fft: int, hop: int) -> np.ndarray:
     """
     edge = [(0, 0)] * (waveform.ndim - 1) + [(n_fft // 2, n_fft // 2)]
     frames = sliding_window_view(np.pad(waveform, edge), n_fft, axis=-1)[..., ::hop, :]
-    window = np.hanning(n_fft + 1)[:-1].astype(np.float32)
-    return np.log(np.abs(np.fft.rfft(frames * window)) + np.float32(1e-7))
+    window = n_fft * np.hanning(n_fft + 1)[:-1].astype(np.float32)
+    return np.log(np.abs(np.fft.rfft(frames * window, norm="forward")) + np.float32(1e-7))  # norm: as above
 
 
 def spectrograms(waveform: np.ndarray, recipe: Spectrogram) -> np.ndarray:
@@ -64,9 +67,11 @@ def spectrograms(waveform: np.ndarray, recipe: Spectrogram) -> np.ndarray:
     The number of frames is what fits. A filter bank that is one frame short of `bins` gets a frame of zeros, as the
     authors do for AVE (223 -> 224).
     """
+    if waveform.ndim > 1:  # one by one: what is worked on stays in the processor's cache
+        return np.stack([spectrograms(stretch, recipe) for stretch in waveform])
     if recipe.kind == "stft":
         return log_stft(waveform, n_fft=recipe.n_fft, hop=recipe.hop)
     banks = filter_bank(waveform, recipe.sample_rate, bins=recipe.bins, shift_ms=recipe.shift_ms)
-    if banks.shape[-2] == recipe.bins - 1:
-        banks = np.pad(banks, [(0, 0)] * (banks.ndim - 2) + [(0, 1), (0, 0)])
+    if len(banks) == recipe.bins - 1:
+        banks = np.pad(banks, [(0, 1), (0, 0)])
     return banks
