@@ -24,7 +24,7 @@ from maavt.work import default_workers
 IN_FLIGHT = 16  # items per worker that are being worked on, or done and waiting behind one that takes long
 FAILED_STARTS = 10  # in a row, after which no further worker is started
 
-# Workers compute in one thread each, since they share the cores, and so that sums stay the same. They keep what one item
+# Workers compute in one thread each, since they share the cores, and so that sums stay the same. They keep what an item
 # leaves of their memory for the next: to get it anew from the system, page by page, takes a twentieth of their time.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
                "MALLOC_MMAP_THRESHOLD_": str(16 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20)}

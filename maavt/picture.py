@@ -124,7 +124,7 @@ def check_size(width: float, height: float) -> None:
 
 
 def _to_rgb(frame: av.VideoFrame, stream, size: int) -> av.VideoFrame:
-    """The picture with square pixels and its short side scaled, as RGB in planes: for these swscale is twice as fast."""
+    """The picture with square pixels, its short side scaled, as RGB in planes: for these swscale is twice as fast."""
     shape = float(stream.sample_aspect_ratio or 1)
     width = frame.width * (shape if 0.1 <= shape <= 10 else 1)
     check_size(width, frame.height)

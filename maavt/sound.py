@@ -18,7 +18,7 @@ MIX = {"FL": 0.5**0.5, "FR": 0.5**0.5, "FLC": 0.5**0.5, "FRC": 0.5**0.5, "FC": 1
 
 
 class _Stretch:
-    """Sound without a gap, of one rate, format and layout, mixed and resampled as it comes: many frames at a time, which
+    """Sound without a gap, of one rate, format and layout, mixed and resampled as it comes: many frames at once, which
     is three times as fast as one by one, but no more than stay in the processor's cache."""
 
     def __init__(self, begin: float, kind: tuple[int, str, str], rate: int):
