@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML, YAMLError
 
@@ -19,6 +19,9 @@ from maavt.work import project_root
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NUMBER, TABLE = "a number", "a table"  # tags of the two forms, which errors leave out
+PerDataset = Annotated[Annotated[Count, Tag(NUMBER)] | Annotated[dict[str, Count], Tag(TABLE)],
+                       Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)]
 Model = Literal["maavt", "lavish", "mbt"]
 Weights = str
 Augment = Literal["crop", "resized_crop"]
@@ -147,9 +150,9 @@ class Shard:
 
 @settings
 class Train:
-    """The train stage; batch and shuffle count pairs."""
+    """The train stage; batch and shuffle count pairs. `epochs` is one number, or one for each data set."""
 
-    epochs: Count
+    epochs: PerDataset
     batch: Annotated[int, Field(ge=2)]
     learning_rate: Annotated[float, Field(gt=0, lt=10)]
     schedule: Literal["one_cycle", "step"]
@@ -268,6 +271,8 @@ class Params:
                             "dataset: vggsound")
         if self.dataset not in self.shard.spectrogram:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
+        if isinstance(self.train.epochs, dict) and self.dataset not in self.train.epochs:
+            mistakes.append(f"train.epochs: nothing for the data set {self.dataset!r}; expected a number")
         if self.dataset not in self.augment:
             mistakes.append(f"augment: nothing for the data set {self.dataset!r}; expected crop or resized_crop")
         if len(set(self.models)) < len(self.models):
@@ -281,6 +286,12 @@ class Params:
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    @property
+    def epochs(self) -> int:
+        """How often training goes through the data set."""
+        own = self.train.epochs
+        return own[self.dataset] if isinstance(own, dict) else own
 
 
 def load_params(path: Path | None = None) -> Params:
@@ -309,7 +320,7 @@ def parse_params(values: object, name: str = "params.yaml") -> Params:
 
 
 def _explain(item: dict) -> list[str]:
-    key = ".".join(str(part) for part in item["loc"]) or "the file"
+    key = ".".join(str(part) for part in item["loc"] if part not in (NUMBER, TABLE)) or "the file"
     value = item["input"]
     if item["type"] == "value_error":  # raised above: says key, value and expectation itself
         where = f"{key}." if item["loc"] else ""

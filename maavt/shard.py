@@ -7,6 +7,7 @@ A killed run goes on with the first shard that is not finished.
 
 import argparse
 import json
+import os
 import random
 import sys
 from collections import Counter
@@ -41,11 +42,18 @@ def main(arguments: list[str] | None = None) -> None:
     clips, labels = read_manifest(raw)
     recipe = params.shard.spectrogram[params.dataset]  # not those of others
     settings = replace(params.shard, spectrogram={params.dataset: recipe})
-    with workspace("shard", params.dataset, settings, params.seed, raw / "clips.csv", raw / "classes.json") as folder:
+    with workspace("shard", params.dataset, settings, params.seed, raw / "clips.csv", raw / "classes.json",
+                   _stamps(raw, clips)) as folder:
         index = shard_clips(clips, labels, raw=raw, folder=folder, params=params)
         publish(folder / "shards", project_root() / "data" / "shards" / params.dataset)
     for split, counts in index["splits"].items():
         print(f"{params.dataset} {split}: {counts['samples']} clips in shards, {counts['rejected']} rejected")
+
+
+def _stamps(raw: Path, clips: list[Clip]) -> list[tuple[int, int]]:
+    """Size and time of change of every file: another clip under an old name is another input."""
+    found = (os.stat(raw / clip.path) if clip.status == "ok" and (raw / clip.path).exists() else None for clip in clips)
+    return [(stat.st_size, stat.st_mtime_ns) if stat else (0, 0) for stat in found]
 
 
 def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, params: Params) -> dict:

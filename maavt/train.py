@@ -8,7 +8,7 @@ import argparse
 import math
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
     params, data = load_params(), project_root() / "data"
-    relevant = [params.train, getattr(params, name), params.backbone, params.tokens, params.image_size, params.seed]
+    relevant = [replace(params.train, epochs=params.epochs), getattr(params, name), params.backbone, params.tokens,
+                params.image_size, params.seed]
     processes = wanted_processes(params.train.batch)
     loaders = {split: Loader(shards_of(params.dataset), split, batch=params.train.batch // processes,
                              image_size=params.image_size, augment=params.augment[params.dataset])
@@ -104,7 +105,7 @@ class Training:
         with self._live() as live:
             for scores in self.history:
                 _log(live, scores)
-            while self.epoch < self.params.train.epochs:
+            while self.epoch < self.params.epochs:
                 self.epoch += 1
                 scores = self._train_epoch()
                 scores["val/accuracy"] = self._validate()
@@ -129,7 +130,7 @@ class Training:
         batches = self.loaders["train"].shuffled(seed=seed, epoch=self.epoch, held=train.shuffle, rank=team.rank,
                                                  ranks=team.ranks)
         sums, pairs, lone = torch.zeros(5, device=device), 0, torch.zeros((), device=device)
-        label = f"{self.name} epoch {self.epoch}/{train.epochs}"
+        label = f"{self.name} epoch {self.epoch}/{self.params.epochs}"
         total = self.steps * train.batch
         with progress(label=label, unit="pair", total=total, silent=not team.first) as bar:
             for step, batch in enumerate(batches, 1):
@@ -215,7 +216,7 @@ class Training:
             "frame_size": self.index["frame_size"],
             "augment": self.params.augment[self.index["dataset"]],
             "trainable": count(kept),
-            "train": asdict(self.params.train),
+            "train": asdict(self.params.train) | {"epochs": self.params.epochs},
             "seed": self.params.seed,
             "epoch": self.best["epoch"],
             "val_accuracy": self.best["accuracy"],
@@ -237,7 +238,7 @@ def _schedule(optimizer: torch.optim.Optimizer, params: Params, steps: int) -> t
     train = params.train
     if train.schedule == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=train.epochs * steps + 1)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=params.epochs * steps + 1)
     return torch.optim.lr_scheduler.StepLR(optimizer, train.step_epochs * steps, gamma=0.1)
 
 

@@ -41,6 +41,11 @@ def test_every_mistake_is_told_at_once_with_key_value_and_expectation():
         assert line in told
 
 
+def test_epochs_are_one_number_or_one_for_each_data_set():
+    assert parse_params(changed(train__epochs=7)).epochs == 7
+    assert parse_params(changed(train__epochs={"synth": 3, "ave": 9})).epochs == 3
+
+
 def test_a_missing_setting_is_named():
     values = changed()
     del values["train"]["epochs"]
@@ -59,6 +64,9 @@ def test_a_missing_setting_is_named():
     ({"models": ["maavt", "maavt"]}, "names one twice"),
     ({"synth__classes": 7}, "multiple of 2"),
     ({"shard__spectrogram": {}}, "no recipe for the data set 'synth'"),
+    ({"train__epochs": {"ave": 3}}, "train.epochs: nothing for the data set 'synth'"),
+    ({"train__epochs": 0}, "train.epochs: 0; expected greater than or equal to 1"),
+    ({"train__epochs": {"synth": "ten"}}, "train.epochs.synth: 'ten'; expected integer"),
     ({"evaluate__vggsounder": True}, "evaluate.vggsounder: true, but the data set is synth"),
 ])
 def test_values_that_make_no_sense_together_are_refused(changes, told):

@@ -108,3 +108,20 @@ def test_runs_killed_at_any_instant_go_on_and_end_with_the_same_bytes(project):
 def stats(project: Path) -> list[Path]:
     """Marks of finished shards in the unfinished work."""
     return list((project / ".work/shard").rglob("stats/**/*.json"))
+
+
+def test_a_clip_replaced_before_a_killed_run_goes_on_is_read_anew(project, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shard, "publish", die)
+        shard.main([])
+    before = index(project)["shards"]
+    raw = project / "data/raw/synth"
+    first, second = (raw / clip.path for clip in read_manifest(raw)[0][:2])
+    first.unlink()  # it may be a second name of what the cache holds
+    shutil.copyfile(second, first)
+    shard.main([])
+    changed = [name for name, facts in index(project)["shards"].items() if facts["sha256"] != before[name]["sha256"]]
+    assert len(changed) == 1
