@@ -93,7 +93,9 @@ def _fetched(url: str) -> BinaryIO:
     for number in range(TRIES):
         file = tempfile.TemporaryFile()
         try:
-            with fsspec.open(url, "rb", block_size=0) as source:  # 0: one request, read from front to back
+            files, path = fsspec.url_to_fs(url)
+            size = 0 if "http" in files.protocol else None  # 0: one request, read from front to back
+            with files.open(path, "rb", block_size=size) as source:
                 while data := source.read(1 << 20):
                     file.write(data)
             file.seek(0)
