@@ -125,7 +125,8 @@ def test_what_is_on_disk_when_a_run_ends_is_the_beginning_of_the_file_and_is_gon
     server.asked.clear()
     new(tmp_path).file(f"{server.url}/a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == DATA
-    assert ranges(server)[0] == f"bytes={len(begun)}-"
+    opened = [text for text in ranges(server) if text.endswith("-")]  # others may be the first run's last words
+    assert opened == [f"bytes={len(begun)}-"]
     assert all(int(text[6:].split("-")[0]) >= len(begun) for text in ranges(server))
 
 
