@@ -104,17 +104,9 @@ def test_what_will_not_change_is_asked_once(server, tmp_path, status, kind, reas
     assert len(server.asked) == 1
 
 
-def test_a_server_that_asks_to_wait_is_waited_for_by_all(server, tmp_path, monkeypatch):
+def test_a_server_that_asks_to_wait_is_waited_for_by_all(server, tmp_path, slept):
     server.files |= {"/a": DATA, "/b": DATA}
     server.fault = times(1, Fault(status=429, headers={"Retry-After": "7"}))
-    slept, now = [], [1000.0]
-    monkeypatch.setattr("maavt.fetch.http.time.monotonic", lambda: now[0])
-
-    def sleep(self, seconds):
-        slept.append(seconds)
-        now[0] += seconds
-
-    monkeypatch.setattr(Http, "_sleep", sleep)
     http = new(tmp_path)
     http.file(f"{server.url}/a", tmp_path / "a")
     assert max(slept) == pytest.approx(7, abs=0.1)

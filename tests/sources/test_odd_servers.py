@@ -10,7 +10,6 @@ from maavt import download
 from maavt.errors import UserError
 from maavt.fetch import Failed, hub, lfs
 from maavt.fetch.answer import length, rest_of, retry_after
-from maavt.fetch.http import Http
 from maavt.sources import vggsound
 from tests.sources.common import contents, make_project, params
 from tests.sources.server import Fault, Server
@@ -46,15 +45,7 @@ def test_a_signed_address_that_expires_in_the_middle_is_asked_for_anew(server, t
 
 
 @pytest.mark.parametrize("headers, seconds", [({"Retry-After": "9"}, 9), ({"RateLimit": '"resolvers";r=0;t=9'}, 9)])
-def test_a_place_that_we_are_redirected_to_is_waited_for_when_it_asks(server, tmp_path, monkeypatch, headers, seconds):
-    slept, now = [], [1000.0]
-    monkeypatch.setattr("maavt.fetch.http.time.monotonic", lambda: now[0])
-
-    def sleep(self, seconds):
-        slept.append(seconds)
-        now[0] += seconds
-
-    monkeypatch.setattr(Http, "_sleep", sleep)
+def test_a_place_that_we_are_redirected_to_is_waited_for_when_it_asks(server, tmp_path, slept, headers, seconds):
     with Server() as other:
         other.files["/b"], other.fault = DATA, times(1, Fault(status=429, headers=headers))
         server.fault = lambda asked: Fault(status=302, headers={"Location": f"{other.url}/b"})
