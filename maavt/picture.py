@@ -161,4 +161,4 @@ def _upright(image: np.ndarray, matrix: list[int]) -> np.ndarray:
     a, b, c, d = matrix
     if abs(b) + abs(c) > abs(a) + abs(d):
         image, a, d = image.swapaxes(0, 1), c, b
-    return image[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
+    return np.ascontiguousarray(image[::-1 if d < 0 else 1, ::-1 if a < 0 else 1])  # rows that an encoder can read

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from simplejpeg import decode_jpeg
 
 from maavt.clips import Clip, Labels
 from maavt.loader import Batch, Loader
@@ -179,3 +180,15 @@ def test_the_same_clip_makes_the_same_bytes(tmp_path):
     one, two = (make_sample(facts, raw=tmp_path, settings=settings, recipe=RECIPES["synth"]) for _ in range(2))
     assert one == two and one.pairs == 10
     assert json.loads(one.members["json"])["labels"] == ["background"] * 2 + ["a"] * 3 + ["background"] * 5
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_turned_clip_becomes_a_sample_like_any_other(tmp_path, degrees):
+    def turn(video, audio):
+        video.set_display_rotation(degrees, False, False)
+
+    path = write_clip(tmp_path / "a.mp4", [grey(20, 64, 48)] * 40, tone(4)[None], acodec="aac", fmt="fltp", setup=turn)
+    settings = parse_params(tiny_settings()).shard
+    made = make_sample(Clip(key="a", path=path.name, label="x", split="train", start=0, end=4, source="a"),
+                       raw=tmp_path, settings=settings, recipe=RECIPES["folder"])
+    assert decode_jpeg(made.members["frame-01.jpg"]).shape == (SIZE, SIZE, 3)
