@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from maavt import children
+from maavt.allocator import keep_freed
 from maavt.rejected import Rejected
 from maavt.work import default_workers
 
 IN_FLIGHT = 16  # items per worker that are being worked on, or done and waiting behind one that takes long
 FAILED_STARTS = 10  # in a row, after which no further worker is started
-
-# Workers compute in one thread each, since they share the cores, and so that sums stay the same. They keep what an item
-# leaves of their memory for the next: to get it anew from the system, page by page, takes a twentieth of their time.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-               "MALLOC_MMAP_THRESHOLD_": str(16 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20)}
+SPARE, LARGEST = 64 * 2**20, 16 * 2**20  # bytes of freed memory that a worker keeps from one item to the next
 
 
 def fan_out(
@@ -157,7 +154,7 @@ class _Crew:
                 task.result, task.done = value, True
 
     def _start(self) -> None:
-        with children.uninterrupted(), _environment():
+        with children.uninterrupted(), _one_thread():
             self.workers.append(_Worker(*children.start("maavt worker", _work, self.function, self.time_limit,
                                                         self.memory_limit)))
 
@@ -186,10 +183,11 @@ class _Crew:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """What processes started here find in their environment."""
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
+def _one_thread() -> Iterator[None]:
+    """Let processes started here compute in one thread each: they share the cores, and sums stay the same."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
     try:
         yield
     finally:
@@ -214,6 +212,7 @@ def _work(pipe: connection.Connection, function: bytes, time_limit: float | None
     except Exception as error:
         pipe.send_bytes(children.pack("error", error))
         return
+    keep_freed(SPARE, LARGEST)
     gc.freeze()  # the modules are here to stay: not to be looked through again and again
     pipe.send_bytes(pickle.dumps(("ready", None)))
     while True:

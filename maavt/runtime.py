@@ -3,10 +3,8 @@
 B pairs, S image size, T frames and F bins of a spectrogram.
 """
 
-import ctypes
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maavt.allocator import keep_freed
 from maavt.errors import UserError
 from maavt.loader import Batch
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
 
 def device_name() -> str:
@@ -35,17 +32,8 @@ def pick_device() -> torch.device:
                         ) from None
     device = torch.device(name)
     if device.type == "cpu":
-        _keep_memory()
+        keep_freed(spare=2**31 - 1, largest=2**30)
     return device
-
-
-def _keep_memory() -> None:
-    """Have the C library keep what tensors leave behind: the next step asks for the same again, and to get it anew from
-    the system, page by page, took a tenth of a training step and more."""
-    with suppress(AttributeError):  # not GNU's
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def compute_type(device: torch.device) -> torch.dtype:
