@@ -21,8 +21,9 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from ruamel.yaml import YAML
 
-from maavt import errors, plots
+from maavt import errors
 from maavt.errors import UsageError, UserError
+from maavt.measure import plots
 from maavt.work import atomic, write_table
 
 

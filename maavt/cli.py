@@ -8,7 +8,7 @@ import sys
 
 from maavt.errors import UsageError, run
 
-COMMANDS = {
+STAGES = {
     "download": "stage: a source -> clips",
     "backbone": "stage: the frozen Vision Transformer's weights",
     "shard": "stage: clips -> WebDataset tars",
@@ -16,12 +16,13 @@ COMMANDS = {
     "evaluate": "stage: a trained model on the test split",
     "benchmark": "stage: parameters and samples per second",
     "report": "stage: one page that shows the result",
+}
+COMMANDS = {
     "bench": "measure sharding and loading beside the usual way (maavt bench data)",
     "probe": "say of media files whether they can be used, as JSON",
     "clips": "print the manifest of a data set, without downloading it",
     "predict": "print the classes of clips, second by second, as JSON",
 }
-MODULES = {"clips": "listing"}  # where the command's name is not that of its module
 
 
 def main() -> None:
@@ -33,12 +34,12 @@ def command(arguments: list[str]) -> int | None:
     """Run one command, given with its own arguments."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+        lines = "\n".join(f"  {name:10} {what}" for name, what in (STAGES | COMMANDS).items())
         print(f"usage: maavt COMMAND [OPTIONS]\n\n{lines}\n\nmaavt COMMAND --help says more of one.")
         return 0 if arguments else 2
-    if name not in COMMANDS:
-        raise UsageError(f"no command {name!r}; expected one of {', '.join(COMMANDS)}")
-    return importlib.import_module(f"maavt.{MODULES.get(name, name)}").main(rest)
+    if name not in STAGES | COMMANDS:
+        raise UsageError(f"no command {name!r}; expected one of {', '.join(STAGES | COMMANDS)}")
+    return importlib.import_module(f"maavt.{'stages' if name in STAGES else 'commands'}.{name}").main(rest)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ GIT = {f"GIT_{who}_{what}": "maavt" for who in ("AUTHOR", "COMMITTER") for what 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
     """A project in which download, backbone, shard, train, evaluate, benchmark and report ran. Not to be changed."""
-    from maavt import backbone, benchmark, download, evaluate, report, shard, train
+    from maavt.stages import backbone, benchmark, download, evaluate, report, shard, train
 
     folder = make_project(tmp_path_factory.mktemp("made") / "a project")
     with pytest.MonkeyPatch.context() as patch:

@@ -81,7 +81,8 @@ def test_a_wrong_value_is_one_clear_error_and_the_next_run_goes_on(clone):
 def test_an_unwritable_data_folder_is_one_clear_error_and_the_next_run_goes_on(clone):
     shutil.rmtree(clone / "data")
     (clone / "data").write_text("in the way")
-    done = subprocess.run([sys.executable, "-m", "maavt.backbone"], cwd=clone, env=ENV, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "maavt.stages.backbone"], cwd=clone, env=ENV, capture_output=True,
+                          text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
     (clone / "data").unlink()
     assert stages_run(dvc(clone, "repro")) == []

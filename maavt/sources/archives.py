@@ -12,7 +12,7 @@ from maavt.fetch import Failed
 from maavt.fetch.archive import Archive, Unpacked, unpack
 from maavt.fetch.http import Http
 from maavt.progress import progress
-from maavt.store import Store
+from maavt.sources.store import Store
 from maavt.work import atomic, project_root
 
 

@@ -19,7 +19,7 @@ from maavt.sources.lists import (
     read_rows,
     video_id,
 )
-from maavt.store import Store
+from maavt.sources.store import Store
 
 SECONDS = 10
 SHORTEST = 5.0  # seconds

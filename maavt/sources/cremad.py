@@ -9,10 +9,9 @@ import av
 
 from maavt.clips import Clip, Labels
 from maavt.errors import UserError
-from maavt.fanout import fan_out
 from maavt.fetch import CONTENT, ENVIRONMENT, PERMANENT, SESSION, STOPPING, Failed, lfs
 from maavt.fetch.http import Http
-from maavt.media import Rejected
+from maavt.media.decode import Rejected
 from maavt.params import Params
 from maavt.progress import progress
 from maavt.sources.lists import (
@@ -24,8 +23,9 @@ from maavt.sources.lists import (
     read_packaged,
     read_rows,
 )
-from maavt.store import Store
+from maavt.sources.store import Store
 from maavt.work import atomic, project_root
+from maavt.workers import fan_out
 
 SHORTEST = 0.1  # seconds
 Joint = tuple[Clip, Path, Path, Path]  # picture, sound, and where both go

@@ -13,7 +13,7 @@ from maavt.params import Params
 from maavt.progress import progress
 from maavt.sources.archives import copy
 from maavt.sources.lists import WHOLE, choose_split, number, safe_key
-from maavt.store import Store
+from maavt.sources.store import Store
 from maavt.work import project_root
 
 SHORTEST = 0.1  # seconds

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from maavt.clips import SPLITS, Clip, Labels
-from maavt.fanout import fan_out
 from maavt.params import Params, Synth
 from maavt.progress import progress
 from maavt.work import atomic
+from maavt.workers import fan_out
 
 SECONDS = 10
 SAMPLE_RATE = 16000

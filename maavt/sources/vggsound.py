@@ -22,7 +22,7 @@ from maavt.sources.lists import (
     read_rows,
     video_id,
 )
-from maavt.store import Store
+from maavt.sources.store import Store
 from maavt.work import project_root
 
 SECONDS = 10

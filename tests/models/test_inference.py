@@ -1,11 +1,11 @@
 import pytest
 import torch
-from reference import CLASSES, layer_scale_vit, load_vit, random_pairs, read_golden, tiny_vit
 from torch import nn
 
 from maavt.models import MODELS, create_model
 from maavt.models.inference import compiled
 from maavt.models.vit import attend, fused_attention, plain_attention
+from tests.models.reference import CLASSES, layer_scale_vit, load_vit, random_pairs, read_golden, tiny_vit
 
 VARIANTS = {
     "maavt": [{"background": True}, {"background": False, "lsa": False}, {"background": True, "tokens": 0,

@@ -1,10 +1,18 @@
 import pytest
 import torch
-from reference import CLASSES, disagreements, layer_scale_vit, load_vit, random_pairs, read_golden, tiny_vit
 
-from maavt.losses import losses
 from maavt.models.lavish import LAVISH, LavishConfig
 from maavt.models.vit import count, train_only
+from maavt.training.losses import losses
+from tests.models.reference import (
+    CLASSES,
+    disagreements,
+    layer_scale_vit,
+    load_vit,
+    random_pairs,
+    read_golden,
+    tiny_vit,
+)
 
 PARTS = {  # the authors' -> ours
     "my_tokens": "latents", "gate": "gate", "gate_av": "gate_latents", "gate_tk": "gate_gathered",

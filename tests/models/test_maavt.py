@@ -2,13 +2,21 @@ import re
 
 import pytest
 import torch
-from reference import CLASSES, disagreements, layer_scale_vit, load_vit, random_pairs, read_golden, tiny_vit
 from torch import Tensor
 
-from maavt.losses import losses
 from maavt.models import create_model
 from maavt.models.maavt import MAAVT, MaavtConfig
 from maavt.models.vit import train_only
+from maavt.training.losses import losses
+from tests.models.reference import (
+    CLASSES,
+    disagreements,
+    layer_scale_vit,
+    load_vit,
+    random_pairs,
+    read_golden,
+    tiny_vit,
+)
 
 BOTH = pytest.mark.parametrize("golden", ["maavt_no_background", "maavt_background"])
 NAMES = {  # the authors' -> ours

@@ -1,10 +1,18 @@
 import pytest
 import torch
-from reference import CLASSES, disagreements, layer_scale_vit, load_vit, random_pairs, read_golden, tiny_vit
 
-from maavt.losses import losses
 from maavt.models.mbt import MBT, MbtConfig
 from maavt.models.vit import train_only
+from maavt.training.losses import losses
+from tests.models.reference import (
+    CLASSES,
+    disagreements,
+    layer_scale_vit,
+    load_vit,
+    random_pairs,
+    read_golden,
+    tiny_vit,
+)
 
 
 def ours(name: str) -> str:

@@ -5,10 +5,10 @@ import zipfile
 
 import pytest
 
-from maavt import download
 from maavt.clips import read_manifest
 from maavt.errors import UserError
 from maavt.sources import ave
+from maavt.stages import download
 from tests.sources.common import contents, make_project, media
 from tests.sources.server import Fault
 from tests.sources.test_http import CONFIRM, QUOTA

@@ -6,11 +6,11 @@ import json
 import av
 import pytest
 
-from maavt import download
 from maavt.clips import read_manifest
 from maavt.errors import UserError
-from maavt.media import Rejected, decode
+from maavt.media.decode import Rejected, decode
 from maavt.sources import cremad
+from maavt.stages import download
 from tests.sources.common import contents, make_project, media, write_media
 from tests.sources.server import Fault
 

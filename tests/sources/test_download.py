@@ -13,7 +13,6 @@ import time
 
 import pytest
 
-from maavt import download
 from maavt.clips import Clip
 from maavt.errors import UsageError, UserError
 from maavt.fetch import Failed, answer, http, segments
@@ -21,7 +20,8 @@ from maavt.fetch.archive import Archive
 from maavt.fetch.budget import Budget
 from maavt.sources import vggsound
 from maavt.sources.lists import WHOLE
-from maavt.store import Store, summary
+from maavt.sources.store import Store, summary
+from maavt.stages import download
 from tests.sources.common import ROOT, contents, make_project
 from tests.sources.server import Fault
 from tests.sources.test_cremad import NAMES, GitLab, files, rows  # noqa: F401 (fixtures)
@@ -143,7 +143,7 @@ from pathlib import Path
 from maavt.fetch.archive import Archive
 from maavt.fetch.budget import Budget
 from maavt.fetch import Failed
-from maavt.store import Store, summary
+from maavt.sources.store import Store, summary
 from tests.sources.test_download import many
 from maavt.clips import write_manifest, Labels
 clips = many(200_000)

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from maavt import download
 from maavt.clips import read_manifest
 from maavt.errors import UserError
 from maavt.sources import folder
+from maavt.stages import download
 from tests.sources.common import ROOT, make_project, params, write_media
 
 DIGITS = ROOT.parent / "shared" / "avdigits"

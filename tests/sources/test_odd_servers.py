@@ -6,11 +6,11 @@ import socket
 
 import pytest
 
-from maavt import download
 from maavt.errors import UserError
 from maavt.fetch import Failed, hub, lfs
 from maavt.fetch.answer import length, rest_of, retry_after
 from maavt.sources import vggsound
+from maavt.stages import download
 from tests.sources.common import contents, make_project, params
 from tests.sources.server import Fault, Server
 from tests.sources.test_http import DATA, failure, new, times

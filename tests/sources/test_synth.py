@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 
-from maavt.media import decode
+from maavt.media.decode import decode
 from maavt.params import Synth, parse_params
 from maavt.sources import synth
 from tests.conftest import tiny_settings

@@ -8,7 +8,6 @@ import tarfile
 
 import pytest
 
-from maavt import download
 from maavt.clips import read_manifest
 from maavt.errors import UserError
 from maavt.fetch.archive import Archive
@@ -16,7 +15,8 @@ from maavt.fetch.budget import Budget
 from maavt.fetch.http import Http
 from maavt.sources import vggsound
 from maavt.sources.archives import fetch_archives
-from maavt.store import Store
+from maavt.sources.store import Store
+from maavt.stages import download
 from tests.sources.common import contents, make_project, media, params
 from tests.sources.server import Fault
 

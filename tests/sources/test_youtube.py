@@ -5,10 +5,10 @@ import sys
 import av
 import pytest
 
-from maavt import download
 from maavt.clips import read_manifest
 from maavt.errors import UserError
 from maavt.fetch import Failed, youtube
+from maavt.stages import download
 from tests.sources.common import make_project, media
 from tests.sources.server import Fault
 

@@ -1,0 +1,1 @@
+"""What the benchmark and the page measure against and draw with."""

@@ -1,0 +1,1 @@
+"""One media file -> frames, waveform, spectrograms, a sample."""

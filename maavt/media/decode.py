@@ -1,0 +1,208 @@
+"""One media file -> the frames and the waveform of a clip (PyAV), or a rejection with its reason.
+
+Both streams are read in one pass and live on one clock, the clip's: 0 is `start` seconds after the container's own
+start time. Of the headers only the layout is believed (tracks, time bases, start time, rotation, aspect ratio),
+never a duration or a rate: every frame goes by its own time. Memory does not grow with the file's length: one decoded
+picture is held at a time, and only the chosen ones are converted.
+"""
+
+import math
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+
+from maavt.media.picture import MAX_PIXELS, Picture, check_size
+from maavt.media.rejected import REASONS, Rejected
+from maavt.media.sound import Sound
+from maavt.media.track import Track
+
+__all__ = ["MIN_COVERAGE", "REASONS", "Media", "Rejected", "decode"]
+
+MIN_COVERAGE = 0.5  # of the asked seconds: how far picture and sound must each reach (with pad="silence")
+MAX_PACKETS = 1_000_000  # read from one file: ten hours of video, or a file that never ends
+MAX_FRAMES = 200_000  # pictures decoded from one file: two hours at 30 per second, when it cannot be sought in
+MAX_LAG = 60.0  # seconds by which one track may be stored behind the other, or a picture stand still
+SEEK_FROM = 10.0  # seconds: a clip that starts later is sought
+PREROLL = 2.0  # seconds decoded ahead of a sought clip, so that decoders have settled and both tracks are there
+PLAYLISTS = {"concat", "dash", "hls", "imf", "sdp", "tty", "webm_dash_manifest"}  # other files, or plain text
+
+av.logging.set_level(None)  # a broken file is a rejection, not a page of messages
+
+
+@dataclass(frozen=True)
+class Media:
+    """A decoded clip; the two lengths say how far into it picture and sound reach, in seconds, before any padding."""
+
+    frames: np.ndarray  # (those wanted, size, size, 3) uint8 RGB
+    waveform: np.ndarray  # (seconds * sample_rate,) float32 mono in [-1, 1]
+    video_seconds: float
+    audio_seconds: float
+
+
+def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rate: int, start: float = 0.0,
+           pad: str = "silence", wanted: range | None = None) -> Media:
+    """Decode `seconds` of a file from `start`: one frame per second and the sound, on one clock.
+
+    Frame s is the one on view at start + s + 0.5: the last whose own time is not later, or the first of all when
+    there is none. It is shown as a player would (rotation, mirroring, pixel shape), its short side scaled to
+    frame_size and its centre square kept. Time without sound is silence. `wanted` says which frames are needed, by
+    their numbers; picture is decoded no further than that.
+
+    A picture that ends early (before the last frame that is needed) is held and sound that ends early is followed by
+    silence (pad="silence"), provided that both reach MIN_COVERAGE of the clip. With pad="tile" both are repeated from
+    the beginning instead, and one frame and some sound are enough.
+
+    Raises Rejected, and for a wrong argument ValueError; nothing else.
+    """
+    if seconds < 1 or frame_size < 1 or sample_rate < 1 or not 0 <= start < math.inf or pad not in ("silence", "tile"):
+        raise ValueError(f"wrong arguments: {seconds=} {frame_size=} {sample_rate=} {start=} {pad=}")
+    wanted = range(seconds) if wanted is None else wanted
+    if not wanted or min(wanted) < 0 or max(wanted) >= seconds:
+        raise ValueError(f"{wanted=}: expected some of {seconds} seconds")
+    try:
+        _check_file(path)
+        read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted)
+        picture, sound, landed = read(seek=start > SEEK_FROM)
+        if not landed:  # behind the first frame that is needed: read from the beginning instead
+            picture, sound, _ = read(seek=False)
+        _check_decoded(picture, sound, seconds if pad == "silence" else 0)
+        return Media(
+            video_seconds=float(seconds) if picture.done else max(picture.end, 0.0),
+            audio_seconds=min(sound.end, float(seconds)),
+            frames=picture.finish(repeat=pad == "tile"),
+            waveform=sound.finish(repeat=pad == "tile"),
+        )
+    except Rejected:
+        raise
+    except MemoryError as error:
+        raise Rejected("out of memory", str(error)) from None
+    except Exception as error:  # whatever FFmpeg or PyAV does with a broken file, it is this file's fault
+        raise Rejected("decoder crashed", f"{type(error).__name__}: {error}") from None
+
+
+def _check_file(path: str | os.PathLike) -> None:
+    try:
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):
+            open(path, "rb").close()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        raise Rejected("missing file", os.fspath(path)) from None
+    except OSError as error:
+        raise Rejected("unreadable file", str(error)) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise Rejected("not media", "not a regular file")
+    if status.st_size == 0:
+        raise Rejected("empty file")
+
+
+def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: int, start: float, wanted: range, *,
+          seek: bool):
+    """(picture, sound, whether a seek landed early enough) after one pass over the file, as short as possible."""
+    try:  # "file:", lest a colon in a name be taken for a protocol
+        container = av.open(f"file:{os.fspath(Path(path).absolute())}", metadata_errors="ignore",
+                            container_options={"protocol_whitelist": "file"})
+    except Exception as error:  # even a MemoryError: it is a broken header that asks for so much
+        raise Rejected("not media", str(error)) from None
+    with container:
+        if container.format.name in PLAYLISTS:
+            raise Rejected("not media", f"a file of the kind {container.format.name}")
+        container.flags &= ~av.container.Flags.gen_pts.value  # it reads ahead without bound to make up times
+        video, audio = _choose(container, "video"), _choose(container, "audio")
+        check_size(video.codec_context.width, video.codec_context.height)
+        for stream in container.streams:
+            stream.discard = av.stream.Discard.default if stream in (video, audio) else av.stream.Discard.all
+        for stream in (video, audio):
+            stream.codec_context.thread_count = 1  # the parallel unit is the clip: least CPU time, least memory
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        begin = _origin(container, (video, audio)) + start
+        picture = Picture(Track(video, begin), seconds, wanted, frame_size)
+        sound = Sound(Track(audio, begin), seconds, sample_rate)
+        if seek and not _sought(container, video, begin - PREROLL):
+            return picture, sound, False
+        _fill(container, picture, sound, seconds)
+        return picture, sound, not seek or (picture.begin <= 0.5 and sound.begin <= 0)
+
+
+def _choose(container: InputContainer, kind: str):
+    """The track a player would take: the first default one with a decoder, else the first with one."""
+    no_picture = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [s for s in container.streams if s.type == kind and not s.disposition & no_picture]
+    if not streams:
+        raise Rejected(f"no {kind} stream")
+    usable = [s for s in streams if s.codec_context is not None]
+    if not usable:
+        raise Rejected(f"no {kind} decoder")
+    chosen = max(usable, key=lambda s: bool(s.disposition & av.stream.Disposition.default))  # the first of the best
+    if _tag(chosen) in ("encv", "enca", "drmi", "drms"):  # else each packet says so
+        raise Rejected("encrypted", f"the {kind} track")
+    return chosen
+
+
+def _tag(stream) -> str:
+    try:
+        return stream.codec_context.codec_tag
+    except UnicodeDecodeError:  # a number, not four letters
+        return ""
+
+
+def _origin(container: InputContainer, streams) -> float:
+    """The time that the file calls its beginning, in seconds."""
+    if container.start_time is not None:
+        return container.start_time / av.time_base
+    starts = [float(s.start_time * s.time_base) for s in streams if s.start_time is not None and s.time_base]
+    return min(starts, default=0.0)
+
+
+def _sought(container: InputContainer, video, time: float) -> bool:
+    try:
+        container.seek(int(time / video.time_base), stream=video)
+    except Exception:  # a file without an index, say
+        return False
+    return True
+
+
+def _fill(container: InputContainer, picture: Picture, sound: Sound, seconds: int) -> None:
+    """Give both sinks their packets until they have what they need, or there is no more."""
+    sinks = {sink.track.stream.index: sink for sink in (picture, sound)}
+    for packet in _packets(container, picture.track.stream, sound.track.stream):
+        sink = sinks[packet.stream.index]
+        if not sink.done:
+            sink.take(packet)
+            if picture.done and sound.done or picture.decoded >= MAX_FRAMES:
+                return
+        elif sink.track.own_time(packet, default=-math.inf) > seconds + MAX_LAG:
+            break  # the other track has ended, or is stored too far away
+    for sink in sinks.values():
+        if not sink.done:
+            sink.take(None)  # what the decoder still holds
+
+
+def _packets(container: InputContainer, *streams) -> Iterator[av.Packet]:
+    packets = container.demux(*streams)
+    for _ in range(MAX_PACKETS):
+        try:
+            packet = next(packets)
+        except Exception:  # the end, or an error of a broken file (MemoryError: an absurd size): keep what there is
+            return
+        if packet.has_sidedata("encryption_info"):
+            raise Rejected("encrypted", f"the {packet.stream.type} track")
+        if packet.size:
+            yield packet
+
+
+def _check_decoded(picture: Picture, sound: Sound, seconds: int) -> None:
+    if not picture.decoded:
+        raise Rejected("no frame decoded", picture.track.error)
+    if not sound.decoded:
+        raise Rejected("no sound decoded", sound.track.error)
+    covered = sound.end if picture.done else min(picture.end, sound.end)
+    if not sound.stretches or covered < MIN_COVERAGE * seconds:
+        reach = f"picture to {max(picture.end, 0):.2f} s, sound to {max(sound.end, 0):.2f} s"
+        raise Rejected("too short", f"{reach} of {seconds or picture.seconds} s")

@@ -1,0 +1,60 @@
+"""The frozen Vision Transformer that the models stand on: made by timm, filled with what the backbone stage wrote."""
+
+import json
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+from maavt.errors import UserError
+from maavt.work import project_root
+
+
+def create_backbone(name: str, *, image_size: int | None = None) -> VisionTransformer:
+    """A Vision Transformer of timm without its classifier, randomly initialised; by default at its own image size.
+
+    Raises UserError for a name that timm does not know or that is no plain ViT with one CLS token, and for an
+    image size that its patches do not divide.
+    """
+    options = {} if image_size is None else {"img_size": image_size}
+    try:
+        vit = timm.create_model(name, num_classes=0, **options)
+    except (RuntimeError, TypeError) as error:
+        known = ", ".join(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
+        raise UserError(f"backbone: {name!r} is not a model of timm ({error}); expected such as {known}, "
+                        "vit_small_patch14_dinov2") from None
+    except AssertionError:
+        raise UserError(f"image_size: {image_size} is not a multiple of the patch size of {name}") from None
+    if not isinstance(vit, VisionTransformer) or vit.num_prefix_tokens != 1 or vit.pos_embed is None:
+        raise UserError(f"backbone: {name} is not a Vision Transformer with one CLS token and position embeddings")
+    patch = vit.patch_embed.patch_size[0]
+    if image_size and image_size % patch:
+        raise UserError(f"image_size: {image_size} is not a multiple of the patch size {patch} of {name}")
+    return vit
+
+
+def load_backbone(name: str, *, image_size: int) -> VisionTransformer:
+    """The stage's weights in a ViT for `image_size` pixels; position embeddings are resampled by timm.
+
+    Raises UserError when the backbone stage has not run.
+    """
+    path = project_root() / "data" / "backbone" / f"{name}.safetensors"
+    vit = create_backbone(name, image_size=image_size)
+    try:
+        vit.load_state_dict(checkpoint_filter_fn(load_file(path), vit, antialias=True))
+    except FileNotFoundError:
+        raise UserError(f"no {path}; run the backbone stage first (dvc repro backbone)") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit {name} ({str(error).splitlines()[0]}); run the backbone stage again "
+                        "(dvc repro -f backbone)") from None
+    return vit
+
+
+def read_origin(name: str) -> dict:
+    """The .json beside the weights: where they come from, their licence and sha256. Raises UserError without it."""
+    path = project_root() / "data" / "backbone" / f"{name}.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no {path}; run the backbone stage first (dvc repro backbone)") from None

@@ -1,0 +1,1 @@
+"""Tars -> samples -> batches of pairs."""

@@ -1,0 +1,285 @@
+"""Stage benchmark: parameters counted and samples per second measured -> data/benchmark.
+
+parameters.csv stands beside Table 7 of the supplement, throughput.csv beside Table 9. Speeds depend on the machine:
+compare them by their ratios within one file. attention.csv is why the models take the attention kernel they take.
+"""
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from maavt.errors import UserError
+from maavt.measure import plots
+from maavt.measure.memory import peak_in_child, peak_on_gpu
+from maavt.measure.paper import paper_row
+from maavt.measure.reference import BackboneFloor, PlainMAAVT, matmul_limit
+from maavt.models import create_model, model_settings
+from maavt.models.backbone import create_backbone
+from maavt.models.inference import compiled
+from maavt.models.vit import count, fused_attention, plain_attention, prefers_fused, split_heads, train_only
+from maavt.params import Params, load_params
+from maavt.progress import progress
+from maavt.training.losses import losses
+from maavt.training.runtime import compute_type, pick_device, place
+from maavt.work import atomic, project_root, write_table
+
+CLASSES = 28  # AVE, as in the paper's counts
+IN21K_CLASSES = 21_843  # the head of the ImageNet-21k checkpoints that the paper's totals include
+TABLE_7 = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
+MODELS = {"maavt": ("maavt", {}), "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
+          "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own
+RUNS = {
+    "inference": ("maavt", "lavish", "mbt", "maavt_plain", "backbone_floor", "matmul_limit"),
+    "training": ("maavt", "lavish", "mbt", "maavt_plain"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Count the parameters of every model, and time every model on every backbone of the settings."""
+    argparse.ArgumentParser("maavt benchmark", description=__doc__).parse_args(arguments)
+    params, folder = load_params(), project_root() / "data" / "benchmark"
+    backbones = dict.fromkeys((*TABLE_7, *params.benchmark.backbones))
+    tables = {
+        "parameters": [count_parameters(name, backbone, params) for backbone in backbones for name in MODELS],
+        "attention": measure_attention(params),
+        "throughput": [row for backbone in params.benchmark.backbones for row in measure(backbone, params)],
+    }
+    for table, rows in tables.items():
+        write_table(folder / f"{table}.csv", rows[0], rows)
+    for draw in (plots.parameters, plots.throughput):
+        figure = Figure(layout="constrained")
+        draw(figure, tables[draw.__name__])
+        with atomic(folder / f"{draw.__name__}.svg") as path:
+            figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def create(name: str, backbone: str, params: Params, **options) -> nn.Module:
+    """A model with random weights, for as many classes as AVE has."""
+    model, changes = MODELS[name]
+    settings = {**model_settings(model, params, classes=CLASSES, background=True), **changes}
+    return create_model(model, create_backbone(backbone, **options), settings)
+
+
+def count_parameters(name: str, backbone: str, params: Params) -> dict:
+    """A row of parameters.csv: numbers for 28 classes, and the paper's in millions where it has them.
+
+    total_as_in_paper is what is trained + one frozen ViT with its ImageNet-21k head; MBT, whose ViTs are trained, is in
+    no table of the paper and has that head once as well.
+    """
+    with torch.device("meta"):  # counting needs no numbers
+        model, vit = create(name, backbone, params), create_backbone(backbone)
+    trainable = count(train_only(model, model.trained()))
+    discarded = sum(count(getattr(model, part).parameters()) for part in model.training_only())
+    loaded = count(model.parameters()) - discarded
+    frozen = count(vit.parameters()) if loaded > trainable else 0
+    paper = paper_row("7", name, backbone)
+    return {
+        "model": name,
+        "backbone": backbone,
+        "trainable": trainable,
+        "total_loaded": loaded,
+        "total_as_in_paper": trainable + frozen + (vit.embed_dim + 1) * IN21K_CLASSES,
+        "paper_total_m": paper.get("total_params_m", ""),
+        "paper_trainable_m": paper.get("trainable_params_m", ""),
+    }
+
+
+@dataclass
+class Run:
+    """One thing to be timed: `step` is one batch of it."""
+
+    model: str
+    mode: str
+    batch: int
+    step: Callable[[], object]
+    held: int = 0  # bytes of its weights, gradients and optimiser
+    seconds: list[float] = field(default_factory=list)  # per round
+
+
+def measure(backbone: str, params: Params) -> list[dict]:
+    """Rows of throughput.csv for one backbone: all models take turns, round by round, after a round of warm-up.
+
+    No round begins after the budget of seconds, but the first. A batch that does not fit the memory of a GPU is left
+    out and said.
+    """
+    device, settings = pick_device(), params.benchmark
+    rows = []
+    for batch in settings.batches:
+        wanted = [(name, mode) for mode, names in RUNS.items() for name in names]
+        peaks = {}
+        if device.type == "cpu":  # each in a process of its own, before this one fills with what is timed
+            peaks = {(name, mode): peak_in_child(_alone, name, mode, backbone, batch, params)
+                     for name, mode in progress(wanted, label=f"memory, {backbone}, batch {batch}", unit="run")
+                     if name != "matmul_limit"}
+        runs = [make_run(name, mode, backbone, batch, params, device) for name, mode in wanted]
+        end = time.monotonic() + settings.budget_seconds
+        with progress(label=f"benchmark, {backbone}, batch {batch}", unit="round", total=settings.rounds + 1) as bar:
+            for number in range(settings.rounds + 1):
+                for run in list(runs):
+                    try:
+                        run.seconds.append(_time(run.step, device))
+                    except torch.OutOfMemoryError:
+                        print(f"{run.model}, {run.mode}: a batch of {batch} does not fit the memory of {device}")
+                        runs.remove(run)
+                bar.update()
+                if number and time.monotonic() > end:
+                    break
+        for run in runs:
+            del run.seconds[0]  # the warm-up
+            if device.type == "cuda" and run.model != "matmul_limit":
+                peaks[run.model, run.mode] = peak_on_gpu(run.step, device, run.held)
+        rows += [_row(run, runs, backbone, peaks.get((run.model, run.mode)), params, device) for run in runs]
+        del runs
+        gc.collect()
+    return rows
+
+
+def make_run(name: str, mode: str, backbone: str, batch: int, params: Params, device: torch.device) -> Run:
+    """A model or reference with random weights, ready to be timed."""
+    torch.manual_seed(params.seed)
+    kind, size = compute_type(device), params.benchmark.image_size
+    frames, sound = torch.randn(batch, 3, size, size, device=device), torch.randn(batch, size, size, device=device)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if name == "backbone_floor":
+        model = BackboneFloor(create_backbone(backbone, image_size=size).to(device), kind)
+    else:
+        model = create("maavt" if name in ("maavt_plain", "matmul_limit") else name, backbone, params, image_size=size)
+        model = model.to(device) if name in ("maavt_plain", "matmul_limit") else place(model, device)
+    if name == "matmul_limit":
+        return Run(name, mode, batch, torch.inference_mode()(matmul_limit(model, batch, kind, device)))
+    if mode == "training":
+        trained = train_only(model, model.trained() + model.training_only())
+    model = PlainMAAVT(model, kind) if name == "maavt_plain" else model
+    if mode == "inference":
+        form = model.eval()
+        if hasattr(model, "for_inference"):
+            form = model.for_inference(pack=not params.benchmark.compile)
+            form = _compiled(form) if params.benchmark.compile else form
+        del model
+        step = torch.inference_mode()(partial(form, frames, sound))
+        held = torch.cuda.memory_allocated(device) - before if device.type == "cuda" else 0
+        return Run(name, mode, batch, step, held)
+    model.train()
+    labels = torch.arange(batch, device=device) % (CLASSES + 1) - 1
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+
+    def step() -> None:
+        losses(model(frames, sound), labels).total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    held = sum(p.numel() * p.element_size() for p in model.parameters()) + 2 * 4 * count(trained)
+    return Run(name, mode, batch, step, held)
+
+
+def measure_attention(params: Params) -> list[dict]:
+    """Rows of attention.csv: the kernels on this device at the tokens of the settings, and which the models take."""
+    device, settings = pick_device(), params.benchmark
+    rows = []
+    for backbone in settings.backbones:
+        with torch.device("meta"):
+            vit = create_backbone(backbone, image_size=settings.image_size)
+        tokens, heads = vit.pos_embed.shape[1] + 1 + 2 * params.tokens, vit.blocks[0].attn.num_heads
+        qkv = torch.randn(2 * max(settings.batches), tokens, 3 * vit.embed_dim, device=device).to(compute_type(device))
+
+        def run(kernel: Callable, backward: bool, qkv=qkv, heads=heads) -> None:
+            with torch.set_grad_enabled(backward):
+                out = kernel(*split_heads(qkv.requires_grad_(backward), 3, heads))
+                if backward:
+                    torch.autograd.grad(out, qkv, torch.ones_like(out))
+
+        kernels = {"fused": fused_attention, "plain": plain_attention}
+        times = {(name, backward): [] for backward in (False, True) for name in kernels}
+        for _ in range(settings.rounds + 2):
+            for (name, backward), seconds in times.items():
+                seconds.append(_time(partial(run, kernels[name], backward), device))
+        for (name, backward), seconds in times.items():
+            with torch.set_grad_enabled(backward):
+                chosen = prefers_fused(qkv.requires_grad_(backward)) == (name == "fused")
+            rows.append({
+                "backbone": backbone, "device": describe(device), "dtype": _dtype(device), "tokens": tokens,
+                "kernel": name, "mode": "training" if backward else "inference",
+                "milliseconds": f"{1000 * statistics.median(seconds[2:]):.2f}", "chosen": "yes" if chosen else "no",
+            })
+    return rows
+
+
+def describe(device: torch.device) -> str:
+    """The device as a table shows it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def _compiled(form: nn.Module) -> Callable:
+    try:
+        return compiled(form)
+    except RuntimeError as error:
+        raise UserError(f"benchmark.compile: {error}") from None
+
+
+def _time(step: Callable[[], object], device: torch.device) -> float:
+    finish = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    finish()
+    begin = time.perf_counter()
+    step()
+    finish()
+    return time.perf_counter() - begin
+
+
+def _alone(name: str, mode: str, backbone: str, batch: int, params: Params) -> None:
+    """Two batches in a process of their own: the second one's states are all there."""
+    run = make_run(name, mode, backbone, batch, params, pick_device())
+    for _ in range(2 if mode == "training" else 1):
+        run.step()
+
+
+def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: Params, device: torch.device) -> dict:
+    rates = [run.batch / seconds for seconds in run.seconds]
+    published = {name: float(paper_row("9", name, backbone).get("samples_per_second") or "nan")
+                 for name in (run.model, "lavish")}
+
+    def ratio_to(other: str) -> str:
+        """The median over rounds of how much faster this is, so that what slows a whole round cancels."""
+        found = [o for o in runs if (o.model, o.mode) == (other, run.mode)]
+        ratios = [theirs / own for o in found for theirs, own in zip(o.seconds, run.seconds, strict=True)]
+        return f"{statistics.median(ratios):.2f}" if ratios else ""
+
+    return {
+        "model": run.model,
+        "backbone": backbone,
+        "device": describe(device),
+        "dtype": _dtype(device),
+        "mode": run.mode,
+        "compiled": "yes" if params.benchmark.compile and run.mode == "inference" and run.model in MODELS else "no",
+        "image_size": params.benchmark.image_size,
+        "batch": run.batch,
+        "rounds": len(run.seconds),
+        "samples_per_second": f"{statistics.median(rates):.2f}",
+        "slowest": f"{min(rates):.2f}",
+        "fastest": f"{max(rates):.2f}",
+        "ratio_to_lavish": ratio_to("lavish"),
+        "ratio_to_mbt": ratio_to("mbt"),
+        "ratio_to_plain": ratio_to("maavt_plain"),
+        "ratio_to_floor": ratio_to("backbone_floor"),
+        "ratio_to_limit": ratio_to("matmul_limit"),
+        "peak_memory_mb": "" if peak is None or peak != peak else f"{peak:.0f}",
+        "paper_samples_per_second": _known(published[run.model]),
+        "paper_ratio_to_lavish": _known(published[run.model] / published["lavish"], ".2f"),
+    }
+
+
+def _known(number: float, form: str = ".0f") -> str:
+    return "" if number != number else format(number, form)
+
+
+def _dtype(device: torch.device) -> str:
+    return str(compute_type(device)).removeprefix("torch.")

@@ -1,0 +1,179 @@
+"""Stage shard: clips -> WebDataset tars of frames and spectrograms, with an index and the rejects.
+
+data/shards/DATASET/{train,val,test}/DATASET-SPLIT-NNNNNN.tar holds samples of KEY.frame-00.jpg ...,
+KEY.spectrogram.npy (pairs, frames, bins) float16, and KEY.json. A clip that cannot be used is in rejects.csv.
+A killed run goes on with the first shard that is not finished.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import webdataset as wds
+from tqdm import tqdm
+
+from maavt.clips import SPLITS, Clip, Labels, read_manifest
+from maavt.errors import UserError, run
+from maavt.media.rejected import Rejected
+from maavt.media.sample import make_sample
+from maavt.media.spectrogram import spectrograms
+from maavt.params import Params, load_params
+from maavt.progress import progress
+from maavt.work import atomic, project_root, publish, sha256, workspace, write_table
+from maavt.workers import fan_out
+
+TIME_LIMIT = 120.0  # seconds for one clip
+MEMORY_LIMIT = 600 * 2**20  # bytes for one clip: with the 80 MB of its code, a worker stays under 700 MB
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Shard all splits, then move the whole folder into place."""
+    argparse.ArgumentParser("maavt shard", description=__doc__).parse_args(arguments)
+    params = load_params()
+    raw = project_root() / "data" / "raw" / params.dataset
+    clips, labels = read_manifest(raw)
+    recipe = params.shard.spectrogram[params.dataset]  # not those of others
+    settings = replace(params.shard, spectrogram={params.dataset: recipe})
+    with workspace("shard", params.dataset, settings, params.seed, raw / "clips.csv", raw / "classes.json",
+                   _stamps(raw, clips)) as folder:
+        index = shard_clips(clips, labels, raw=raw, folder=folder, params=params)
+        publish(folder / "shards", project_root() / "data" / "shards" / params.dataset)
+    for split, counts in index["splits"].items():
+        print(f"{params.dataset} {split}: {counts['samples']} clips in shards, {counts['rejected']} rejected")
+
+
+def _stamps(raw: Path, clips: list[Clip]) -> list[tuple[int, int]]:
+    """Size and time of change of every file: another clip under an old name is another input."""
+    found = (os.stat(raw / clip.path) if clip.status == "ok" and (raw / clip.path).exists() else None for clip in clips)
+    return [(stat.st_size, stat.st_mtime_ns) if stat else (0, 0) for stat in found]
+
+
+def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, params: Params) -> dict:
+    """Write the shards of all clips below `folder`/shards, and return the index.
+
+    Raises UserError when fewer clips than shard.min_coverage of the manifest can be used, or a split is empty.
+    """
+    plan = list(_plan(clips, params))
+    done = {name: stats for name, _ in plan if (stats := _finished(folder, name))}
+    with progress(total=len(clips), label="sharding", unit="clip") as bar:
+        bar.update(sum(len(shard) for name, shard in plan if name in done) + sum(c.status != "ok" for c in clips))
+        todo = [(name, shard) for name, shard in plan if name not in done]
+        for name, stats in _make_shards(todo, raw=raw, folder=folder, params=params, bar=bar):
+            done[name] = stats
+    index = _index([(name, done[name]) for name, _ in plan], clips, labels, params)
+    rejects = _rejects([done[name] for name, _ in plan], clips)
+    write_table(folder / "shards" / "rejects.csv", ("key", "split", "label", "stage", "reason"), rejects)
+    with atomic(folder / "shards" / "index.json") as path:
+        path.write_text(json.dumps(index, indent=1) + "\n")
+    _check_coverage(index, rejects, clips, params)
+    return index
+
+
+def _plan(clips: list[Clip], params: Params) -> Iterator[tuple[str, list[Clip]]]:
+    """(SPLIT/NAME of a shard, its clips), classes mixed: fixed by the manifest and the seed before any decoding."""
+    for split in SPLITS:
+        chosen = [clip for clip in clips if clip.split == split and clip.status == "ok"]
+        random.Random(f"{params.seed} {split}").shuffle(chosen)
+        size = params.shard.clips_per_shard
+        for number, begin in enumerate(range(0, len(chosen), size)):
+            yield f"{split}/{params.dataset}-{split}-{number:06d}", chosen[begin : begin + size]
+
+
+def _finished(folder: Path, name: str) -> dict | None:
+    stats = folder / "stats" / f"{name}.json"
+    return json.loads(stats.read_text()) if stats.exists() and _tar(folder, name).exists() else None
+
+
+def _tar(folder: Path, name: str) -> Path:
+    return folder / "shards" / f"{name}.tar"
+
+
+def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) -> Iterator[tuple[str, dict]]:
+    """Decode the clips of all shards in parallel and write shard after shard; its statistics come last."""
+    sample = partial(make_sample, raw=raw, settings=params.shard, recipe=params.shard.spectrogram[params.dataset])
+    results = fan_out(sample, [clip for _, shard in plan for clip in shard], time_limit=TIME_LIMIT,
+                      memory_limit=MEMORY_LIMIT, label=lambda clip: clip.path)
+    rejected = 0
+    for name, shard in plan:
+        stats = {"samples": 0, "pairs": 0, "rejects": {}, "spectrogram_sums": [0.0] * 3, "frame_sums": [0.0] * 4}
+        with atomic(_tar(folder, name)) as path:
+            with wds.TarWriter(str(path), encoder=False, mtime=0, user="", group="") as tar:
+                for _, (clip, result) in zip(shard, results, strict=False):
+                    if isinstance(result, Rejected):
+                        stats["rejects"][clip.key] = result.reason
+                        rejected += 1
+                    else:
+                        tar.write({"__key__": clip.key, **result.members})
+                        stats["samples"] += 1
+                        stats["pairs"] += result.pairs
+                        for key in ("spectrogram_sums", "frame_sums"):
+                            stats[key] = [a + b for a, b in zip(stats[key], getattr(result, key), strict=True)]
+                    bar.set_postfix(rejects=rejected, refresh=False)
+                    bar.update()
+        stats |= {"bytes": _tar(folder, name).stat().st_size, "sha256": sha256(_tar(folder, name))}
+        with atomic(folder / "stats" / f"{name}.json") as path:
+            path.write_text(json.dumps(stats))
+        yield name, stats
+
+
+def _index(shards: list[tuple[str, dict]], clips: list[Clip], labels: Labels, params: Params) -> dict:
+    splits = {}
+    for split in SPLITS:
+        stats = [stats for name, stats in shards if name.startswith(f"{split}/")]
+        count, total, squares = (sum(s["spectrogram_sums"][i] for s in stats) for i in range(3))
+        pixels, *colours = (sum(s["frame_sums"][i] for s in stats) for i in range(4))
+        mean = total / max(count, 1)
+        samples = sum(s["samples"] for s in stats)
+        splits[split] = {
+            "samples": samples,
+            "pairs": sum(s["pairs"] for s in stats),
+            "rejected": sum(clip.split == split for clip in clips) - samples,
+            "mean": mean,
+            "std": max(squares / max(count, 1) - mean**2, 0.0) ** 0.5,
+            "frame_mean": [colour / max(pixels, 1) for colour in colours],
+        }
+    recipe = params.shard.spectrogram[params.dataset]
+    return {
+        "dataset": params.dataset,
+        **asdict(labels),
+        "spectrogram": asdict(recipe),
+        "spectrogram_frames": len(spectrograms(np.zeros(recipe.seconds * recipe.sample_rate, np.float32), recipe)),
+        "frame_size": params.shard.frame_size,
+        "splits": splits,
+        "shards": {f"{name}.tar": {key: stats[key] for key in ("samples", "pairs", "bytes", "sha256")}
+                   for name, stats in shards},
+    }
+
+
+def _rejects(stats: list[dict], clips: list[Clip]) -> list[dict[str, str]]:
+    reasons = {key: ("shard", reason) for shard in stats for key, reason in shard["rejects"].items()}
+    reasons |= {clip.key: ("download", clip.reason) for clip in clips if clip.status != "ok"}
+    return [
+        {"key": clip.key, "split": clip.split, "label": clip.label, "stage": stage, "reason": reason}
+        for clip in clips if clip.key in reasons for stage, reason in [reasons[clip.key]]
+    ]
+
+
+def _check_coverage(index: dict, rejects: list[dict[str, str]], clips: list[Clip], params: Params) -> None:
+    used = sum(split["samples"] for split in index["splits"].values())
+    if used < params.shard.min_coverage * len(clips) or not all(s["samples"] for s in index["splits"].values()):
+        reasons = Counter(f"{reject['stage']}: {reject['reason']}" for reject in rejects).most_common()
+        table = "".join(f"\n  {count:6d}  {reason}" for reason, count in reasons)
+        counts = ", ".join(f"{split} {s['samples']}" for split, s in index["splits"].items())
+        raise UserError(
+            f"{used} of {len(clips)} clips can be used ({counts}); expected at least "
+            f"{params.shard.min_coverage:.0%} and some in every split. Mend the clips, or lower shard.min_coverage "
+            f"in params.yaml. Why clips dropped out:{table}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,1 @@
+"""What training needs around a model: losses, adapters, devices, several processes."""

@@ -1,0 +1,149 @@
+"""Where a model runs, in which number type, and how batches reach it.
+
+B pairs, S image size, T frames and F bins of a spectrogram.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maavt.errors import UserError
+from maavt.shards.loader import Batch
+from maavt.work import keep_freed
+
+
+def device_name() -> str:
+    """MAAVT_DEVICE (cpu, cuda, cuda:1 ...), else cuda where there is a GPU, else cpu."""
+    return os.environ.get("MAAVT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_device() -> torch.device:
+    """The device of that name, made ready for use. Raises UserError for what is not there."""
+    name = device_name()
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"MAAVT_DEVICE={name}: {str(error).splitlines()[0]}; expected cpu, cuda or such as cuda:1"
+                        ) from None
+    device = torch.device(name)
+    if device.type == "cpu":
+        keep_freed(spare=2**31 - 1, largest=2**30)
+    return device
+
+
+def compute_type(device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies it in hardware, else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Put a model on the device and have it multiply in the compute type; frozen weights are kept in it."""
+    model.to(device).set_compute_type(compute_type(device))
+    return model
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """Batches -> what a model reads. `image_mean` and `image_std` are the backbone's own, for pixels of 0 to 1;
+    spectrograms are standardised by the training set's mean and twice its standard deviation (NOTES, AVE), or with
+    the scaling `sample` each by its own mean and deviation (VGGSound, CREMA-D)."""
+
+    image_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    spectrogram_mean: float
+    spectrogram_std: float
+    scaling: str = "dataset"
+
+    def __call__(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames (B, 3, S, S), spectrograms (B, S, S) and labels (B,) on the device; copies do not block."""
+        frames, spectrograms, labels = (
+            tensor.to(device, non_blocking=True) for tensor in (batch.frames, batch.spectrograms, batch.labels)
+        )
+        mean, std = (_pixel(tuple(values), device) for values in (self.image_mean, self.image_std))
+        sound = spectrograms.float()
+        if self.scaling == "sample":
+            deviation, middle = torch.std_mean(sound, (1, 2), correction=0, keepdim=True)
+            sound = (sound - middle) / (deviation + 1e-9)
+        else:
+            sound = (sound - self.spectrogram_mean) / (2 * self.spectrogram_std)
+        if sound.shape[1:] != (self.image_size, self.image_size):
+            sound = F.interpolate(sound[:, None], (self.image_size, self.image_size), mode="bilinear",
+                                  antialias=True, align_corners=False)[:, 0]
+        if batch.boxes is not None:
+            frames = _cut(frames.float(), batch.boxes.to(device, non_blocking=True), self.image_size)
+        elif frames.shape[-1] != self.image_size:
+            frames = F.interpolate(frames.float(), (self.image_size, self.image_size), mode="bilinear", antialias=True,
+                                   align_corners=False)
+        return (frames - mean) / std, sound, labels
+
+
+@lru_cache
+def _pixel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1): a colour of 0 to 1 as one of 0 to 255, brought to the device once and not for every batch."""
+    return torch.tensor(values).mul_(255).to(device)[:, None, None]
+
+
+def _cut(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Parts of frames (B, 3, F, F), each scaled to (B, 3, size, size); boxes as in Batch."""
+    left, top, width, height = (boxes / frames.shape[-1]).unbind(1)
+    zero = torch.zeros_like(left)
+    rows = [torch.stack([width, zero, 2 * left + width - 1], 1), torch.stack([zero, height, 2 * top + height - 1], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), [len(frames), 3, size, size], align_corners=False)
+    return F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one pair: classes are numbers, -1 is background; probabilities are of the class head and of background."""
+
+    key: str
+    second: int
+    label: int
+    predicted: int
+    best_class: int
+    probability: float
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *, background: bool,
+            silence: bool = False, blank: Tensor | None = None) -> Iterator[Prediction]:
+    """What the model says of every pair, in order.
+
+    With `background`, a pair is background where the model says so, else it is the best class. `silence`
+    replaces every spectrogram with the training mean, `blank` (3,), 0 to 255, every picture with that colour.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    for batch in batches:
+        frames, sound, _ = normalise(batch, device)
+        if silence:
+            sound = torch.zeros_like(sound)  # the mean, standardised
+        if blank is not None:
+            mean, std = (torch.tensor(values) * 255 for values in (normalise.image_mean, normalise.image_std))
+            frames = ((blank - mean) / std).to(device)[:, None, None].expand_as(frames)
+        output = model(frames, sound)
+        classes, empty = output.probabilities()
+        chance, best = classes.max(-1)
+        predicted = best
+        if background:
+            predicted = output.predicted()
+            chance = torch.where(predicted < 0, empty, chance * (1 - empty))
+        rows = zip(batch.keys, batch.seconds, batch.labels.tolist(), predicted.tolist(), best.tolist(),
+                   chance.tolist(), strict=True)
+        yield from (Prediction(*row) for row in rows)
+
+
+def accuracy(predictions: Iterable[Prediction]) -> float:
+    """The strict accuracy: the share of pairs whose final prediction, background included, is right."""
+    right = [prediction.predicted == prediction.label for prediction in predictions]
+    return sum(right) / max(len(right), 1)

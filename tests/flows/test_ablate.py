@@ -1,0 +1,95 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.ablate import grid, summarise
+from maavt.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+STAGE = """
+import json, pathlib, sys, yaml
+settings = yaml.safe_load(open("params.yaml"))
+if settings["tokens"] > 100:
+    sys.exit("too many tokens")
+folder = pathlib.Path("data/eval/maavt")
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "metrics.json").write_text(json.dumps({"accuracy": settings["tokens"] / 10 + settings["seed"] / 100}))
+"""
+GRAPH = """
+stages:
+  evaluate:
+    cmd: python stage.py
+    params: [tokens, seed]
+    metrics: [data/eval/maavt/metrics.json]
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A DVC project whose accuracy is tokens / 10 + seed / 100."""
+    folder = tmp_path_factory.mktemp("ablate") / "a project"
+    folder.mkdir()
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "dvc.yaml").write_text(GRAPH)
+    (folder / "params.yaml").write_text("models: [maavt]\ntokens: 5\nseed: 0\n")
+    (folder / ".gitignore").write_text("/data\n/.prefect\n")
+    names = {f"GIT_{who}_{what}": "maavt" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"], ["git", "add", "."],
+                    ["git", "commit", "-qm", "a project"]):
+        subprocess.run(command, cwd=folder, check=True, env=os.environ | names)
+    return folder
+
+
+def ablate(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "DVC"))}
+    return subprocess.run([sys.executable, "-m", "flows.ablate", "--project", str(project), *arguments], cwd=ROOT,
+                          env=environment | {"PREFECT_HOME": str(project / ".prefect")}, capture_output=True, text=True)
+
+
+def test_a_grid_becomes_one_table_and_one_picture_and_the_settings_stay_as_they_were(project):
+    done = ablate(project, "tokens=2,10", "--seeds", "0", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(project / "data" / "ablation" / "ablation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["setting"], row["seeds"], row["accuracy_mean"], row["accuracy_std"]) for row in rows] == [
+        ("tokens=2", "2", "0.22", "0.0283"), ("tokens=10", "2", "1.02", "0.0283")]
+    assert all(float(row["seconds_mean"]) > 0 for row in rows)
+    assert "<svg" in (project / "data" / "ablation" / "ablation.svg").read_text()
+    assert yaml.safe_load((project / "params.yaml").read_text()) == {"models": ["maavt"], "tokens": 5, "seed": 0}
+    known = subprocess.run([sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=project, text=True,
+                           capture_output=True, check=True).stdout.split()
+    assert set(known) == {f"ablation-tokens-{tokens}-{seed}" for tokens in (2, 10) for seed in (0, 4)}
+
+
+def test_a_failed_experiment_ends_the_grid_and_is_named(project):
+    done = ablate(project, "tokens=101", "--seeds", "0")
+    assert done.returncode == 1
+    assert "the experiment tokens=101, seed=0 failed" in done.stderr
+    assert yaml.safe_load((project / "params.yaml").read_text())["tokens"] == 5
+
+
+def test_lists_are_multiplied_out_and_each_setting_is_taken_once():
+    assert grid(["tokens=2,5", "maavt.lsa=false+tokens=1,2", "tokens=5"]) == [
+        "tokens=2", "tokens=5", "maavt.lsa=false+tokens=1", "maavt.lsa=false+tokens=2"]
+
+
+@pytest.mark.parametrize("wrong", ["tokens", "tokens=", "=3", "tokens=2+seed"])
+def test_what_is_no_setting_is_refused(wrong):
+    with pytest.raises(UsageError, match="is no setting; expected KEY=VALUE"):
+        grid([wrong])
+
+
+def test_one_seed_has_no_deviation():
+    (row,) = summarise([{"setting": "a=1", "seed": 0, "model": "maavt", "seconds": 2.0, "accuracy": 0.5}])
+    assert row == {"setting": "a=1", "model": "maavt", "seeds": 1, "accuracy_mean": 0.5, "accuracy_std": 0.0,
+                   "seconds_mean": 2.0, "seconds_std": 0.0}
+
+
+def test_what_is_no_number_has_no_mean():
+    runs = [{"setting": "a=1", "seed": seed, "model": "maavt", "vggsounder": "1.0"} for seed in (0, 1)]
+    assert summarise(runs) == [{"setting": "a=1", "model": "maavt", "seeds": 2}]

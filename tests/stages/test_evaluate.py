@@ -1,0 +1,118 @@
+import csv
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from maavt.models.maavt import Output
+from maavt.shards.loader import Batch
+from maavt.stages import evaluate
+from maavt.stages.evaluate import background_metrics, vggsounder_metrics
+from maavt.training.runtime import Normaliser, Prediction, accuracy, predict
+
+
+def rows(made, name) -> list[dict]:
+    with open(made / f"data/eval/maavt/{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics(made) -> dict:
+    return json.loads((made / "data/eval/maavt/metrics.json").read_text())
+
+
+def test_the_accuracy_is_the_share_of_right_rows_in_predictions(made):
+    found = rows(made, "predictions")
+    assert len(found) == 40 and metrics(made)["clips"] == 4 and metrics(made)["coverage"] == 1
+    assert metrics(made)["accuracy"] == sum(row["label"] == row["predicted"] for row in found) / 40
+
+
+def test_every_class_has_a_row_and_the_rows_hold_all_pairs(made):
+    found = rows(made, "classes")
+    assert [row["class"] for row in found][-1] == "background" and len(found) == 5
+    assert sum(int(row["pairs"]) for row in found) == 40
+    right = sum(int(row["pairs"]) * float(row["accuracy"]) for row in found if row["accuracy"])
+    assert right / 40 == pytest.approx(metrics(made)["accuracy"], abs=1e-3)
+
+
+def test_the_confusion_table_is_the_pairs_of_label_and_prediction(made):
+    assert rows(made, "confusion") == [{k: row[k] for k in ("label", "predicted")} for row in rows(made, "predictions")]
+
+
+def prediction(label, predicted, best) -> Prediction:
+    return Prediction("a", 0, label, predicted, best, 1.0)
+
+
+def test_background_told_as_a_class_is_wrong_and_the_authors_number_is_kinder():
+    found = [prediction(-1, 2, 2), prediction(1, 1, 1), prediction(1, -1, 1), prediction(2, 0, 0)]
+    assert accuracy(found) == 1 / 4
+    assert background_metrics(found) == {
+        "accuracy_background": 2 / 4, "accuracy_foreground_classes": 2 / 3, "accuracy_authors": 1 / 3}
+
+
+def test_vggsounder_scores_the_class_head_of_each_input_by_the_clips_name():
+    best = {"av": 0, "a": 1, "v": 0}
+    said = {given: [Prediction("vgg--ab_000030", 0, 0, -1, best[given], 1.0)] for given in best}
+    found = vggsounder_metrics({"-ab_000030": {"Rain": "A", "Dog": "AV"}}, said, ["Dog", "Rain"])
+    assert found["vggsounder"] == "1.0" and found["vggsounder_clips"] == 1
+    assert found["vggsounder_hit_rate_av"] == found["vggsounder_hit_rate_a_only"] == 1
+
+
+class Echo(torch.nn.Module):
+    """Says as logits what it sees and hears, to see what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(1, 1)
+
+    def forward(self, frames, spectrograms):
+        self.seen, self.heard = frames, spectrograms
+        return Output(logits=torch.tensor([[0.0, 1.0]] * len(frames)), background=torch.tensor([-1.0, 1.0]))
+
+
+BATCH = Batch(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8), torch.full((2, 8, 8), 3.0).half(), torch.tensor([1, -1]),
+              ["a", "b"], [0, 0])
+NORMALISE = Normaliser(image_size=4, image_mean=(0.1, 0.2, 0.3), image_std=(0.5, 0.5, 0.5), spectrogram_mean=1.0,
+                       spectrogram_std=0.5)
+
+
+def test_frames_and_spectrograms_are_normalised_and_fitted():
+    model = Echo()
+    list(predict(model, [BATCH], NORMALISE, background=True))
+    torch.testing.assert_close(model.seen[0, :, 0, 0], torch.tensor([0.2, 0.0, -0.2]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.heard, torch.full((2, 4, 4), 2.0))
+
+
+def test_silence_is_the_mean_spectrogram_and_blank_the_mean_picture():
+    model = Echo()
+    list(predict(model, [BATCH], NORMALISE, background=True, silence=True))
+    assert (model.heard == 0).all() and (model.seen != 0).any()
+    list(predict(model, [BATCH], NORMALISE, background=True, blank=torch.tensor([25.5, 51.0, 76.5])))
+    torch.testing.assert_close(model.seen, torch.zeros(2, 3, 4, 4), atol=1e-6, rtol=0)
+    assert (model.heard != 0).all()
+
+
+def test_the_binary_head_decides_where_the_data_set_labels_background_and_only_there():
+    with_it, without = ([p.predicted for p in predict(Echo(), [BATCH], NORMALISE, background=background)]
+                        for background in (True, False))
+    assert with_it == [1, -1] and without == [1, 1]
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_model_that_uses_one_modality_loses_nothing_with_that_one_alone(project, deaf):
+    """A model whose heads read one stream only, so that audio only and visual only cannot be taken for one another."""
+    path = project / "data/models/maavt/adapter.safetensors"
+    weights = load_file(path)
+    width = weights["head.weight"].shape[1] // 2
+    other = slice(width, None) if deaf else slice(0, width)
+    torch.manual_seed(1)
+    weights["head.weight"].normal_(std=10)
+    weights["background_head.weight"].zero_()
+    weights["background_head.bias"].fill_(-9)  # never background
+    weights["head.weight"][:, other] = 0
+    path.unlink()
+    save_file(weights, path)
+    evaluate.main([])
+    found = metrics(project)
+    kept, lost = ("visual", "audio") if deaf else ("audio", "visual")
+    assert found[f"accuracy_{kept}_only"] == found["accuracy"] != found[f"accuracy_{lost}_only"]

@@ -1,0 +1,127 @@
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from maavt.clips import SPLITS, read_manifest, write_manifest
+from maavt.errors import UserError
+from maavt.stages import shard
+from maavt.work import sha256
+
+
+def rejects(project: Path) -> list[dict]:
+    with open(project / "data/shards/synth/rejects.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def index(project: Path) -> dict:
+    return json.loads((project / "data/shards/synth/index.json").read_text())
+
+
+def samples(project: Path) -> list[str]:
+    """The keys of the samples in all shards, with repeats."""
+    keys = []
+    for path in sorted((project / "data/shards/synth").rglob("*.tar")):
+        with tarfile.open(path) as tar:
+            keys += [name.split(".")[0] for name in tar.getnames() if name.endswith(".json")]
+    return keys
+
+
+def test_every_clip_is_in_exactly_one_shard(made):
+    clips, _ = read_manifest(made / "data/raw/synth")
+    assert sorted(samples(made)) == sorted(clip.key for clip in clips)
+    assert sum(s["samples"] for s in index(made)["shards"].values()) == len(clips)
+
+
+def test_a_sample_has_a_frame_and_a_spectrogram_for_every_second(made):
+    with tarfile.open(next((made / "data/shards/synth/test").glob("*.tar"))) as tar:
+        key = tar.getnames()[0].split(".")[0]
+        members = {name.partition(".")[2] for name in tar.getnames() if name.startswith(f"{key}.")}
+        facts = json.load(tar.extractfile(f"{key}.json"))
+    assert members == {f"frame-{s:02d}.jpg" for s in range(10)} | {"spectrogram.npy", "json"}
+    event = [label != "background" for label in facts["labels"]]
+    assert [facts["start"] <= second < facts["end"] for second in range(10)] == event
+
+
+def test_the_index_holds_the_hash_of_every_shard(made):
+    for name, facts in index(made)["shards"].items():
+        path = made / "data/shards/synth" / name
+        assert (sha256(path), path.stat().st_size) == (facts["sha256"], facts["bytes"])
+    assert set(index(made)["splits"]) == set(SPLITS)
+
+
+def test_clips_that_cannot_be_used_are_in_the_rejects_with_the_reason(project):
+    raw = project / "data/raw/synth"
+    (raw / "train/train-00000.mp4").write_bytes(b"no video at all")
+    (raw / "train/train-00001.mp4").unlink()
+    clips, labels = read_manifest(raw)
+    lost = clips[2].__class__(**{**vars(clips[2]), "status": "failed", "reason": "gone"})
+    write_manifest(raw, [*clips[:2], lost, *clips[3:]], labels)
+    settings = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(settings.replace("min_coverage: 0.95", "min_coverage: 0.5"))
+    shard.main([])
+    assert [(r["key"], r["stage"], r["reason"]) for r in rejects(project)] == [
+        ("train-00000", "shard", "not media"), ("train-00001", "shard", "missing file"),
+        ("train-00002", "download", "gone")]
+    assert index(project)["splits"]["train"] | {"samples": 7, "rejected": 3} == index(project)["splits"]["train"]
+    assert len(samples(project)) == 15
+
+
+def test_too_many_rejects_fail_the_stage_with_the_table_of_reasons(project):
+    for clip in list((project / "data/raw/synth/train").glob("*.mp4"))[:5]:
+        clip.write_bytes(b"")
+    with pytest.raises(UserError, match=r"13 of 18 clips can be used(.|\n)*5  shard: empty file"):
+        shard.main([])
+
+
+def test_runs_killed_at_any_instant_go_on_and_end_with_the_same_bytes(project):
+    whole = {path.name: sha256(path) for path in (project / "data/shards").rglob("*.*")}
+    shutil.rmtree(project / "data/shards")
+    rng, command = random.Random(0), [sys.executable, "-m", "maavt.cli", "shard"]
+    for _ in range(4):
+        before = {path: path.stat().st_mtime_ns for path in stats(project)}
+        process = subprocess.Popen(command, cwd=project, start_new_session=True, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(stats(project)) == len(before):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.1))
+        if process.poll() is not None or (project / "data/shards/synth").exists():
+            process.wait()
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert {path: path.stat().st_mtime_ns for path in before} == before  # no finished shard is made again
+    if not (project / "data/shards/synth").exists():
+        subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert {path.name: sha256(path) for path in (project / "data/shards").rglob("*.*")} == whole
+
+
+def stats(project: Path) -> list[Path]:
+    """Marks of finished shards in the unfinished work."""
+    return list((project / ".work/shard").rglob("stats/**/*.json"))
+
+
+def test_a_clip_replaced_before_a_killed_run_goes_on_is_read_anew(project, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shard, "publish", die)
+        shard.main([])
+    before = index(project)["shards"]
+    raw = project / "data/raw/synth"
+    first, second = (raw / clip.path for clip in read_manifest(raw)[0][:2])
+    first.unlink()  # it may be a second name of what the cache holds
+    shutil.copyfile(second, first)
+    shard.main([])
+    changed = [name for name, facts in index(project)["shards"].items() if facts["sha256"] != before[name]["sha256"]]
+    assert len(changed) == 1

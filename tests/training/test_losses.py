@@ -1,0 +1,116 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maavt.models.output import Output
+from maavt.training.losses import TEMPERATURE, contrastive, losses, mine_background
+
+
+def info_nce(visual: list[list[float]], audio: list[list[float]], labels: list[int]) -> float:
+    """Symmetric InfoNCE over the foreground, written as a plain loop."""
+    kept = [number for number, label in enumerate(labels) if label >= 0]
+
+    def one_way(queries, keys):
+        total = 0.0
+        for i in kept:
+            scores = [math.exp(sum(a * b for a, b in zip(queries[i], keys[j], strict=True)) / TEMPERATURE)
+                      for j in kept]
+            own = math.exp(sum(a * b for a, b in zip(queries[i], keys[i], strict=True)) / TEMPERATURE)
+            total -= math.log(own / sum(scores))
+        return total / len(kept)
+
+    return (one_way(visual, audio) + one_way(audio, visual)) / 2 if kept else 0.0
+
+
+def unit(rows: int, seed: int) -> torch.Tensor:
+    drawn = torch.randn(rows, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return torch.nn.functional.normalize(drawn, dim=-1)
+
+
+labels_of_a_batch = st.lists(st.integers(-1, 4), min_size=1, max_size=12)
+
+
+@given(labels=labels_of_a_batch, seed=st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_contrastive_loss_equals_a_plain_loop_over_foreground_pairs(labels, seed):
+    visual, audio = unit(len(labels), seed), unit(len(labels), seed + 1)
+    mine = contrastive(visual, audio, torch.tensor(labels) >= 0).item()
+    assert mine == pytest.approx(info_nce(visual.tolist(), audio.tolist(), labels), abs=1e-9)
+
+
+def test_background_pairs_add_nothing_to_class_and_contrastive_loss():
+    torch.manual_seed(0)
+    logits, background, labels = torch.randn(6, 4), torch.randn(6), torch.tensor([0, -1, 3, 2, -1, 1])
+    projections = [(unit(6, 1).float(), unit(6, 2).float())]
+    whole = losses(Output(logits, background, projections), labels)
+    kept = labels >= 0
+    alone = losses(Output(logits[kept], background[kept], [(v[kept], a[kept]) for v, a in projections]), labels[kept])
+    torch.testing.assert_close(whole.classes, alone.classes)
+    torch.testing.assert_close(whole.contrastive, alone.contrastive)
+
+
+def test_background_loss_is_over_all_pairs_and_positive_means_background():
+    sure = Output(torch.zeros(3, 4), torch.tensor([-20.0, 20.0, -20.0]))
+    assert losses(sure, torch.tensor([0, -1, 2])).background < 1e-6
+    assert losses(sure, torch.tensor([0, 1, -1])).background > 10
+
+
+def test_a_batch_of_background_alone_has_finite_losses_and_gradients():
+    logits, background = torch.randn(3, 4, requires_grad=True), torch.randn(3, requires_grad=True)
+    visual, audio = unit(3, 1).requires_grad_(), unit(3, 2)
+    parts = losses(Output(logits, background, [(visual, audio)]), torch.tensor([-1, -1, -1]))
+    parts.total.backward()
+    assert parts.classes == 0 and parts.contrastive == 0 and parts.background > 0
+    assert all(tensor.grad.isfinite().all() for tensor in (logits, background, visual))
+
+
+def test_a_part_that_does_not_apply_is_zero():
+    parts = losses(Output(torch.randn(2, 4)), torch.tensor([0, 1]))
+    assert parts.background == 0 and parts.contrastive == 0 and parts.total == parts.classes
+
+
+def numbered(labels: list[int]) -> torch.Tensor:
+    """Spectrograms (B, 1, 1) that hold the number of their pair."""
+    return torch.arange(len(labels), dtype=torch.float)[:, None, None]
+
+
+def mine(labels: list[int], share: float, seed: int):
+    sound, mined, lone = mine_background(numbered(labels), torch.tensor(labels), share,
+                                         torch.Generator().manual_seed(seed))
+    return sound.flatten().long().tolist(), mined.tolist(), lone.item()
+
+
+@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=16), share=st.floats(0, 1), seed=st.integers(0, 10**6))
+@settings(max_examples=200, deadline=None)
+def test_a_mined_pair_hears_another_class_and_all_others_stay_as_they_were(labels, share, seed):
+    heard, mined, lone = mine(labels, share, seed)
+    for number, (partner, label) in enumerate(zip(heard, mined, strict=True)):
+        if label == -1:
+            assert labels[partner] != labels[number]
+        else:
+            assert (partner, label) == (number, labels[number])
+    assert lone == 0 or len(set(labels)) == 1
+
+
+def test_the_asked_share_of_pairs_is_mined():
+    _, mined, lone = mine([0, 1, 2, 3] * 1000, 0.2, 0)
+    assert lone == 0
+    assert mined.count(-1) / len(mined) == pytest.approx(0.2, abs=0.03)
+
+
+def test_partners_are_drawn_from_all_pairs_of_other_classes():
+    partners = {mine([0, 1, 1, 2, 2], 1.0, seed)[0][0] for seed in range(200)}
+    assert partners == {1, 2, 3, 4}
+
+
+def test_a_batch_of_one_class_is_left_as_it_is_and_counted():
+    heard, mined, lone = mine([2, 2, 2, 2], 1.0, 0)
+    assert heard == [0, 1, 2, 3] and mined == [2, 2, 2, 2] and lone == 4
+
+
+def test_nothing_is_mined_at_share_zero_and_everything_possible_at_share_one():
+    assert mine([0, 1, 2], 0.0, 0)[1] == [0, 1, 2]
+    assert mine([0, 1, 2], 1.0, 0)[1] == [-1, -1, -1]
