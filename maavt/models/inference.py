@@ -26,7 +26,7 @@ class Linear(nn.Module):
         super().__init__()
         weight, self.packed = weight.detach().to(kind).contiguous(), None
         self.register_buffer("bias", None if bias is None else bias.detach().to(kind), persistent=False)
-        if pack and kind == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if pack and kind == torch.bfloat16 and weight.device.type == "cpu" and _multiplies_bf16():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         else:
             self.register_buffer("weight", weight, persistent=False)
@@ -112,6 +112,11 @@ def fast_blocks(vit: VisionTransformer, kind: torch.dtype, pack: bool, shorten: 
 def constant(module: nn.Module, kind: torch.dtype) -> nn.Module:
     """A copy of a module in the compute type that needs no gradients."""
     return copy.deepcopy(module).to(kind).eval().requires_grad_(False)
+
+
+def _multiplies_bf16() -> bool:
+    """Whether oneDNN has products of bf16 for this CPU, be they slow: an old one cannot even lay the weights out."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _scaled(linear: nn.Linear, scale: nn.Module, kind: torch.dtype, pack: bool) -> Linear:
