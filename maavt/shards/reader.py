@@ -7,7 +7,6 @@ its size.
 
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import fsspec
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from maavt.errors import UserError
 from maavt.work import project_root, sha256
 
-BLOCK = 512  # bytes: members of a tar begin at multiples of it
 TRIES = 3  # to fetch a file
 PAUSE = 1.0  # seconds before the second try; doubled for the third
 
@@ -57,14 +56,18 @@ class Reader:
         The next shard is fetched and hashed meanwhile. Raises UserError for one that is missing, cannot be fetched or
         differs from what the index says.
         """
+        yield from group_by_keys(tar_file_expander(self._opened(names)))
+
+    def _opened(self, names: list[str]) -> Iterator[dict]:
+        """Each shard, open, as webdataset hands them from one step of a pipeline to the next."""
         with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
             ahead = [pool.submit(self._open, name) for name in names[:1]]
             try:
-                for number in range(len(names)):
+                for number, name in enumerate(names):
                     file = ahead.pop().result()
                     ahead += [pool.submit(self._open, name) for name in names[number + 1 : number + 2]]
                     with file:
-                        yield from _group(file)
+                        yield {"url": f"{self.place}/{name}", "stream": file}
             finally:
                 for future in ahead:
                     future.add_done_callback(lambda done: done.exception() or done.result().close())
@@ -110,31 +113,3 @@ def _fetched(url: str) -> BinaryIO:
                 raise UserError(f"{url} cannot be fetched ({type(error).__name__}: {error}), tried {TRIES} times; is "
                                 "the place reachable from here, and are its keys set?") from None
             time.sleep(PAUSE * 2**number)
-
-
-def _group(file: BinaryIO) -> Iterator[dict]:
-    """Consecutive members with the same key as one sample: what follows the first dot of a name names the member."""
-    sample: dict = {}
-    for name, data in _members(file):
-        key, _, part = name.rpartition("/")[2].partition(".")
-        if sample and sample["__key__"] != key:
-            yield sample
-            sample = {}
-        sample |= {"__key__": key, part: data}
-    if sample:
-        yield sample
-
-
-def _members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the members of a tar as the shard stage writes it: a fifth of tarfile's time."""
-    long = None
-    while (header := file.read(BLOCK))[:1] not in (b"\0", b""):
-        name, size, kind = header[:100].rstrip(b"\0"), int(header[124:136].rstrip(b"\0 "), 8), header[156:157]
-        data = file.read(size)
-        file.seek(-size % BLOCK, os.SEEK_CUR)
-        if kind == b"x":  # facts about the next member: a name too long for its header
-            long = re.search(rb"^\d+ path=(.+)$", data, re.MULTILINE)
-            continue
-        assert kind in b"0\0", f"a member of the kind {kind!r} in a shard"
-        yield (long[1] if long else name).decode(), data
-        long = None
