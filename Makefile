@@ -42,4 +42,4 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 # Outputs and unfinished work; DVC's cache in .dvc/cache stays, so that a repro brings the outputs back at once.
 clean:
-	rm -rf data .work
+	rm -rf data/*/ .work

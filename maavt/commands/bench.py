@@ -1,4 +1,4 @@
-"""`maavt bench data`: sharding and loading beside the usual way, on the same clips -> data/benchmark/data.csv.
+"""`maavt bench data`: sharding and loading beside the usual way, on the same clips -> data/bench/data.csv.
 
 Usual sharding: ffmpeg writes JPEG files at 1 fps and a WAV file, torchaudio makes the filter banks from that. Usual
 loading: ten JPEG files, the WAV file and ten filter banks for every sample, as the authors' loader does. Each way
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     ffmpeg = find_ffmpeg()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), load_params(), ffmpeg, clips=options.clips, rounds=options.rounds)
-    write_table(project_root() / "data" / "benchmark" / "data.csv", rows[0], rows)
+    write_table(project_root() / "data" / "bench" / "data.csv", rows[0], rows)
     for row in rows:
         print(f"{row['task']:8} {row['way']:18} {row['workers']} worker(s): {row['clips_per_second']} clips/s, "
               f"{row['cpu_ms']} ms of CPU a clip, ratio {row['ratio']}, peak {row['peak_memory_mb']} MB")
@@ -59,7 +59,6 @@ def find_ffmpeg() -> str:
     """The ffmpeg of the package imageio-ffmpeg; raises UserError when it is not installed."""
     try:
         import imageio_ffmpeg
-        import torchaudio  # noqa: F401
     except ImportError as error:
         raise UserError(f"the usual way needs {error.name}; pip install 'maavt[bench]'") from None
     return imageio_ffmpeg.get_ffmpeg_exe()
