@@ -7,7 +7,7 @@ train together, each on its share of every batch.
 import argparse
 import math
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from maavt.shards.loader import Loader
 from maavt.shards.reader import shards_of
 from maavt.training.adapter import save_adapter, trained_weights
 from maavt.training.losses import losses, mine_background, whole_batch
-from maavt.training.ranks import ALONE, Team, launch, wanted_processes
+from maavt.training.processes import ALONE, Team, launch
 from maavt.training.runtime import Normaliser, pick_device, place, predict
 from maavt.work import atomic, project_root, publish, workspace
 
@@ -36,33 +36,34 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("maavt train", description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
-    params, data = load_params(), project_root() / "data"
-    relevant = [replace(params.train, epochs=params.epochs), getattr(params, name), params.backbone, params.tokens,
-                params.image_size, params.seed]
-    processes = wanted_processes(params.train.batch)
-    loaders = {split: Loader(shards_of(params.dataset), split, batch=params.train.batch // processes,
+    params = load_params()
+    if best := launch(fit, params.train.batch, name, params):
+        print(f"{name}: {best['accuracy']:.3f} of the validation pairs right after epoch {best['epoch']}")
+
+
+def fit(team: Team, name: str, params: Params) -> dict:
+    """Train one model, alone or as one of several processes, of which the first alone writes; returns the number and
+    the accuracy of its best epoch."""
+    data = project_root() / "data"
+    loaders = {split: Loader(shards_of(params.dataset), split, batch=params.train.batch // team.ranks,
                              image_size=params.image_size, augment=params.augment[params.dataset])
                for split in ("train", "val")}
-    with workspace(f"train-{name}", *relevant, read_origin(params.backbone), params.augment[params.dataset],
-                   loaders["train"].index) as folder:
-        for split, counts in loaders["train"].index["splits"].items():
-            print(f"{split}: {counts['samples'] + counts['rejected']} clips seen, {counts['samples']} used, "
-                  f"{counts['rejected']} rejected")
-        best = launch(fit, processes, folder, name, params, loaders, folder, data / "curves" / name)
-        publish(folder / "model", data / "models" / name)
-    print(f"{name}: {best['accuracy']:.3f} of the validation pairs right after epoch {best['epoch']}")
-
-
-def fit(team: Team, name: str, params: Params, loaders: dict[str, Loader], folder: Path, curves: Path) -> dict:
-    """Train one model, alone or as one of several processes; its best epoch is in folder/model afterwards.
-
-    Returns the number and the accuracy of that epoch, of several processes in the first.
-    """
-    training = Training(name, params, loaders, folder, curves, team)
-    training.run()
-    if team.first:
-        save_adapter(folder / "model", training.best["weights"], training.config())
-    return {key: training.best.get(key) for key in ("epoch", "accuracy")}
+    relevant = [replace(params.train, epochs=params.epochs), getattr(params, name), params.backbone, params.tokens,
+                params.image_size, params.seed]
+    with ExitStack() as stack:
+        folder = team.of_first(lambda: stack.enter_context(
+            workspace(f"train-{name}", *relevant, read_origin(params.backbone), params.augment[params.dataset],
+                      loaders["train"].index)))
+        if team.first:
+            for split, counts in loaders["train"].index["splits"].items():
+                print(f"{split}: {counts['samples'] + counts['rejected']} clips seen, {counts['samples']} used, "
+                      f"{counts['rejected']} rejected")
+        training = Training(name, params, loaders, folder, data / "curves" / name, team)
+        training.run()
+        if team.first:
+            save_adapter(folder / "model", training.best["weights"], training.config())
+            publish(folder / "model", data / "models" / name)
+        return {key: training.best.get(key) for key in ("epoch", "accuracy")}
 
 
 class Training:
@@ -187,9 +188,9 @@ class Training:
             torch.save(state, path)
 
     def _resume(self) -> None:
-        if not self.checkpoint.exists():
+        state = self.team.of_first(self._read_checkpoint)
+        if state is None:
             return
-        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")  # best["weights"] stays there
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -197,6 +198,11 @@ class Training:
         if self.team.first:
             self.best, self.history = state["best"], state["history"]
             print(f"{self.name}: goes on after epoch {self.epoch}")
+
+    def _read_checkpoint(self) -> dict | None:
+        if not self.checkpoint.exists():
+            return None
+        return torch.load(self.checkpoint, weights_only=True, map_location="cpu")  # best["weights"] stays there
 
     def config(self) -> dict:
         """config.json: all that is needed to load the model and to know where it comes from."""
