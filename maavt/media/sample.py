@@ -47,7 +47,7 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
     colours = rows.sum(0, dtype=np.uint32).reshape(-1, 3).sum(0, dtype=np.float64)  # in two steps: 20 times as fast
     return Sample(members, len(sound), (values.size, values.sum().item(), (values @ values).item()),
                   (rows.size / 3, *colours.tolist()),
-                  measure(media, frames, shown=frames_of_pairs(recipe)[0], sample_rate=recipe.sample_rate))
+                  measure(media, frames, shown=frames_of_pairs(recipe), sample_rate=recipe.sample_rate))
 
 
 def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool = False
