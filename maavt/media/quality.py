@@ -126,6 +126,8 @@ def near_duplicates(fingerprints: list[str]) -> dict[int, list[int]]:
     memory grow with the number of clips, not with its square. All in whole numbers: the same clips, the same answer.
     """
     numbers = np.array([number for number, own in enumerate(fingerprints) if own], int)
+    if len(numbers) < 2:
+        return {}
     points = np.frombuffer(b"".join(map(b64decode, fingerprints)), np.int8)
     points = points.reshape(len(numbers), PICTURE + TIMES * BANDS)
     known = np.where(points == ABSENT, np.float32(0), points)
