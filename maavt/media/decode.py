@@ -44,6 +44,9 @@ class Media:
     waveform: np.ndarray  # (seconds * sample_rate,) float32 mono in [-1, 1]
     video_seconds: float
     audio_seconds: float
+    width: int  # of the pictures as they are stored
+    height: int
+    frame_rate: float  # by the header
 
 
 def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rate: int, start: float = 0.0,
@@ -76,6 +79,9 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
         return Media(
             video_seconds=float(seconds) if picture.done else max(picture.end, 0.0),
             audio_seconds=min(sound.end, float(seconds)),
+            width=picture.held.width,
+            height=picture.held.height,
+            frame_rate=picture.rate,
             frames=picture.finish(repeat=pad == "tile"),
             waveform=sound.finish(repeat=pad == "tile"),
         )

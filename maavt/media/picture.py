@@ -40,6 +40,7 @@ class Picture:
         self.begin = math.inf
         self.last = -math.inf  # time of the held frame
         self.step = 0.04  # seconds between the last two frames; at first a guess
+        self.rate = float(track.stream.average_rate or 0)  # for people to read; nothing goes by it
         self.reordered = track.stream.codec_context.has_b_frames  # without, every frame may be referred to
         self.waiting: deque[av.Packet] = deque()
         self.waiting_bytes = 0

@@ -10,6 +10,7 @@ from simplejpeg import encode_jpeg
 
 from maavt.clips import Clip
 from maavt.media.decode import Media, decode
+from maavt.media.quality import Quality, measure
 from maavt.media.spectrogram import spectrograms
 from maavt.params import Shard, Spectrogram
 
@@ -24,6 +25,7 @@ class Sample:
     pairs: int
     spectrogram_sums: tuple[float, float, float]  # values, sum, sum of squares
     frame_sums: tuple[float, ...]  # pixels, red, green, blue (0 to 255)
+    quality: Quality
 
 
 def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) -> Sample:
@@ -31,8 +33,8 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
 
     Of a clip to train on, where a window of its sound is drawn anew in each epoch, the whole is kept.
     """
-    frames, sound = read_clip(raw / clip.path, recipe, frame_size=settings.frame_size,
-                              whole=recipe.windowed and clip.split == "train")
+    media, frames, sound = _read(raw / clip.path, recipe, settings.frame_size,
+                                 whole=recipe.windowed and clip.split == "train")
     members = {f"frame-{second:02d}.jpg": encode_jpeg(frame, settings.jpeg_quality, colorsubsampling="420")
                for second, frame in frames.items()}
     with io.BytesIO() as buffer:
@@ -44,7 +46,8 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
     rows = np.concatenate([frame.reshape(len(frame), -1) for frame in frames.values()])
     colours = rows.sum(0, dtype=np.uint32).reshape(-1, 3).sum(0, dtype=np.float64)  # in two steps: 20 times as fast
     return Sample(members, len(sound), (values.size, values.sum().item(), (values @ values).item()),
-                  (rows.size / 3, *colours.tolist()))
+                  (rows.size / 3, *colours.tolist()),
+                  measure(media, frames, shown=frames_of_pairs(recipe), sample_rate=recipe.sample_rate))
 
 
 def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool = False
@@ -54,6 +57,11 @@ def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool =
 
     Raises Rejected.
     """
+    return _read(path, recipe, frame_size, whole)[1:]
+
+
+def _read(path: Path, recipe: Spectrogram, frame_size: int, whole: bool
+          ) -> tuple[Media, dict[int, np.ndarray], np.ndarray]:
     wanted = frames_of_pairs(recipe, whole)
     media = decode(path, seconds=recipe.clip_seconds, frame_size=frame_size, sample_rate=recipe.sample_rate,
                    pad=recipe.pad, wanted=wanted)
@@ -65,7 +73,8 @@ def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool =
     else:
         stretches = waveform.reshape(-1, recipe.seconds * recipe.sample_rate)[: _covered(media, recipe)]
         wanted = wanted[: len(stretches)]
-    return dict(zip(wanted, media.frames, strict=False)), spectrograms(stretches, recipe).astype(np.float16)
+    frames = dict(zip(wanted, media.frames, strict=False))
+    return media, frames, spectrograms(stretches, recipe).astype(np.float16)
 
 
 def frames_of_pairs(recipe: Spectrogram, whole: bool = False) -> range:

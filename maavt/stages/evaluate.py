@@ -1,17 +1,19 @@
 """Stage evaluate: a trained model on the test split -> data/eval/MODEL.
 
-metrics.json, predictions.csv (every pair), confusion.csv (for the plot) and classes.csv (accuracy of each class).
+metrics.json, predictions.csv (every pair), predictions_clips.csv (every clip, where clips have one label),
+confusion.csv (for the plot) and classes.csv (accuracy of each class).
 """
 
 import argparse
 import json
 import sys
 
+import numpy as np
 import torch
 
 from maavt.clips import BACKGROUND
 from maavt.errors import run
-from maavt.measure import vggsounder
+from maavt.measure import scores, vggsounder
 from maavt.models import MODELS
 from maavt.params import load_params
 from maavt.progress import progress
@@ -43,19 +45,26 @@ def main(arguments: list[str] | None = None) -> None:
     audio = score("audio only", blank=blank)
     visual = score("visual only", silence=True)
     counts, said = loader.index["splits"]["test"], {"av": both, "a": audio, "v": visual}
+    clips = [] if config["background"] else clip_scores(both)
     metrics = {
         "accuracy": accuracy(both),
+        **certainty(both),
         "accuracy_audio_only": accuracy(audio),
         "accuracy_visual_only": accuracy(visual),
-        **(background_metrics(both) if config["background"] else {}),
+        **(background_metrics(both) if config["background"] else clip_metrics(clips)),
         "clips": counts["samples"],
         "coverage": counts["samples"] / (counts["samples"] + counts["rejected"]),
         **(vggsounder_metrics(labels, said, config["classes"]) if labels else {}),
     }
     folder, classes = data / "eval" / name, [*config["classes"], *([BACKGROUND] if config["background"] else [])]
     rows = [{"key": p.key, "second": p.second, "label": classes[p.label], "predicted": classes[p.predicted],
-             "probability": f"{p.probability:.4f}"} for p in both]
+             "probability": f"{p.probability:.4f}", "audio_only": classes[a.predicted],
+             "visual_only": classes[v.predicted]} for p, a, v in zip(both, audio, visual, strict=True)]
     write_table(folder / "predictions.csv", rows[0], rows)
+    write_table(folder / "predictions_clips.csv", ("key", "label", "predicted", "probability", "pairs"), [
+        {"key": c.key, "label": classes[c.label], "predicted": classes[c.predicted],
+         "probability": f"{c.probability:.4f}", "pairs": c.pairs} for c in clips
+    ])
     pairs = [{key: row[key] for key in ("label", "predicted")} for row in rows]
     write_table(folder / "confusion.csv", ("label", "predicted"), pairs)
     write_table(folder / "classes.csv", ("class", "pairs", "accuracy"), [
@@ -65,8 +74,32 @@ def main(arguments: list[str] | None = None) -> None:
     with atomic(folder / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1) + "\n")
     print(f"{name} on {counts['samples']} test clips of {counts['samples'] + counts['rejected']}: "
-          f"{metrics['accuracy']:.3f} right; audio only {metrics['accuracy_audio_only']:.3f}, "
+          f"{metrics['accuracy']:.3f} right (95 %: {metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f}); "
+          f"audio only {metrics['accuracy_audio_only']:.3f}, "
           f"visual only {metrics['accuracy_visual_only']:.3f}")
+
+
+def certainty(predictions: list[Prediction]) -> dict[str, float]:
+    """The 95 % interval of the accuracy, and how far the probabilities can be believed."""
+    right = [p.predicted == p.label for p in predictions]
+    low, high = scores.accuracy_interval([p.key for p in predictions], right)
+    error = scores.calibration_error([p.probability for p in predictions], right)
+    return {"accuracy_low": low, "accuracy_high": high, "calibration_error": error}
+
+
+def clip_scores(predictions: list[Prediction]) -> list[scores.ClipScore]:
+    """Every clip by the mean probability over its pairs."""
+    return scores.by_clip([p.key for p in predictions], [p.label for p in predictions],
+                          np.stack([p.classes for p in predictions]))
+
+
+def clip_metrics(clips: list[scores.ClipScore]) -> dict[str, float]:
+    """The share of clips that are told, its 95 % interval, and the same with every class counting alike."""
+    right = [clip.predicted == clip.label for clip in clips]
+    low, high = scores.interval(right, [1] * len(clips))
+    recall = scores.macro_recall([clip.label for clip in clips], [clip.predicted for clip in clips])
+    return {"accuracy_clips": sum(right) / max(len(right), 1), "accuracy_clips_low": low, "accuracy_clips_high": high,
+            "recall_macro_clips": recall}
 
 
 def background_metrics(predictions: list[Prediction]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Stage shard: clips -> WebDataset tars of frames and spectrograms, with an index and the rejects.
 
 data/shards/DATASET/{train,val,test}/DATASET-SPLIT-NNNNNN.tar holds samples of KEY.frame-00.jpg ...,
-KEY.spectrogram.npy (pairs, frames, bins) float16, and KEY.json. A clip that cannot be used is in rejects.csv.
+KEY.spectrogram.npy (pairs, frames, bins) float16, and KEY.json. A clip that cannot be used is in rejects.csv, what the
+others are like in quality.csv.
 A killed run goes on with the first shard that is not finished.
 """
 
@@ -12,7 +13,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from maavt.clips import SPLITS, Clip, Labels, read_manifest
 from maavt.errors import UserError, run
+from maavt.media.quality import Quality, near_duplicates
 from maavt.media.rejected import Rejected
 from maavt.media.sample import make_sample
 from maavt.media.spectrogram import spectrograms
@@ -31,6 +33,8 @@ from maavt.work import atomic, project_root, publish, sha256, workspace, write_t
 from maavt.workers import fan_out
 
 TIME_LIMIT = 120.0  # seconds for one clip
+MEASURED = tuple(field.name for field in fields(Quality))[:-1]  # not the fingerprint
+QUALITY = ("key", "split", "label", *MEASURED, "near_duplicate")  # the columns of quality.csv
 MEMORY_LIMIT = 600 * 2**20  # bytes for one clip: with the 80 MB of its code, a worker stays under 700 MB
 
 
@@ -71,9 +75,12 @@ def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, p
     index = _index([(name, done[name]) for name, _ in plan], clips, labels, params)
     rejects = _rejects([done[name] for name, _ in plan], clips)
     write_table(folder / "shards" / "rejects.csv", ("key", "split", "label", "stage", "reason"), rejects)
+    quality = _quality([done[name] for name, _ in plan], clips)
+    write_table(folder / "shards" / "quality.csv", QUALITY, quality)
     with atomic(folder / "shards" / "index.json") as path:
         path.write_text(json.dumps(index, indent=1) + "\n")
     _check_coverage(index, rejects, clips, params)
+    _warn_of_leaks(quality, params)
     return index
 
 
@@ -103,7 +110,8 @@ def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) ->
                       memory_limit=MEMORY_LIMIT, label=lambda clip: clip.path)
     rejected = 0
     for name, shard in plan:
-        stats = {"samples": 0, "pairs": 0, "rejects": {}, "spectrogram_sums": [0.0] * 3, "frame_sums": [0.0] * 4}
+        stats = {"samples": 0, "pairs": 0, "rejects": {}, "quality": {}, "spectrogram_sums": [0.0] * 3,
+                 "frame_sums": [0.0] * 4}
         with atomic(_tar(folder, name)) as path:
             with wds.TarWriter(str(path), encoder=False, mtime=0, user="", group="") as tar:
                 for _, (clip, result) in zip(shard, results, strict=False):
@@ -114,6 +122,7 @@ def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) ->
                         tar.write({"__key__": clip.key, **result.members})
                         stats["samples"] += 1
                         stats["pairs"] += result.pairs
+                        stats["quality"][clip.key] = list(asdict(result.quality).values())
                         for key in ("spectrogram_sums", "frame_sums"):
                             stats[key] = [a + b for a, b in zip(stats[key], getattr(result, key), strict=True)]
                     bar.set_postfix(rejects=rejected, refresh=False)
@@ -160,6 +169,33 @@ def _rejects(stats: list[dict], clips: list[Clip]) -> list[dict[str, str]]:
         {"key": clip.key, "split": clip.split, "label": clip.label, "stage": stage, "reason": reason}
         for clip in clips if clip.key in reasons for stage, reason in [reasons[clip.key]]
     ]
+
+
+def _quality(stats: list[dict], clips: list[Clip]) -> list[dict]:
+    """Rows of quality.csv: of all near-duplicates of a clip, one in another split is named first."""
+    measured = {key: values for shard in stats for key, values in shard["quality"].items()}
+    clips = [clip for clip in clips if clip.key in measured]
+    same = near_duplicates([measured[clip.key][-1] for clip in clips])
+    rows = []
+    for number, clip in enumerate(clips):
+        others = sorted((clips[other] for other in same.get(number, ())), key=lambda other: other.split == clip.split)
+        rows.append({"key": clip.key, "split": clip.split, "label": clip.label,
+                     **dict(zip(MEASURED, measured[clip.key][:-1], strict=True)),
+                     "near_duplicate": others[0].key if others else ""})
+    return rows
+
+
+def _warn_of_leaks(quality: list[dict], params: Params) -> None:
+    """Tell of clips that were heard and seen in training, or in validation, under another name."""
+    split = {row["key"]: row["split"] for row in quality}
+    leaks = [row for row in quality if row["split"] != "train" and row["near_duplicate"]
+             and split[row["near_duplicate"]] != row["split"]]
+    if leaks:
+        some = ", ".join(f"{row['key']} ({row['split']}) is {row['near_duplicate']} ({split[row['near_duplicate']]})"
+                         for row in leaks[:3])
+        print(f"warning: {len(leaks)} clips of val and test are nearly the same as one in another split, so their "
+              f"accuracy is too good: {some}{' ...' if len(leaks) > 3 else ''}. Leave one of each two out, or keep "
+              f"both in one split; all stand in data/shards/{params.dataset}/quality.csv", file=sys.stderr)
 
 
 def _check_coverage(index: dict, rejects: list[dict[str, str]], clips: list[Clip], params: Params) -> None:

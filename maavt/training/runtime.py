@@ -5,9 +5,10 @@ B pairs, S image size, T frames and F bins of a spectrogram.
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -104,7 +105,8 @@ def _cut(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one pair: classes are numbers, -1 is background; probabilities are of the class head and of background."""
+    """Of one pair: classes are numbers, -1 is background; probabilities are of the class head and of background,
+    `classes` (C,) those of the class head alone."""
 
     key: str
     second: int
@@ -112,6 +114,7 @@ class Prediction:
     predicted: int
     best_class: int
     probability: float
+    classes: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @torch.inference_mode()
@@ -139,7 +142,7 @@ def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *
             predicted = output.predicted()
             chance = torch.where(predicted < 0, empty, chance * (1 - empty))
         rows = zip(batch.keys, batch.seconds, batch.labels.tolist(), predicted.tolist(), best.tolist(),
-                   chance.tolist(), strict=True)
+                   chance.tolist(), classes.float().cpu().numpy(), strict=True)
         yield from (Prediction(*row) for row in rows)
 
 

@@ -3,13 +3,16 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from maavt.clips import read_manifest
 from maavt.models.maavt import Output
 from maavt.shards.loader import Batch
-from maavt.stages import evaluate
+from maavt.stages import download, evaluate, shard, train
 from maavt.stages.evaluate import background_metrics, vggsounder_metrics
 from maavt.training.runtime import Normaliser, Prediction, accuracy, predict
+from tests.conftest import tiny_settings
 
 
 def rows(made, name) -> list[dict]:
@@ -116,3 +119,35 @@ def test_a_model_that_uses_one_modality_loses_nothing_with_that_one_alone(projec
     found = metrics(project)
     kept, lost = ("visual", "audio") if deaf else ("audio", "visual")
     assert found[f"accuracy_{kept}_only"] == found["accuracy"] != found[f"accuracy_{lost}_only"]
+
+
+def test_predictions_name_what_each_modality_says_alone(made):
+    for given in ("audio_only", "visual_only"):
+        right = sum(row["label"] == row[given] for row in rows(made, "predictions"))
+        assert right / 40 == metrics(made)[f"accuracy_{given}"]
+
+
+def test_the_accuracy_lies_within_its_interval_and_clips_with_background_have_no_label_of_their_own(made):
+    found = metrics(made)
+    assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
+    assert 0 <= found["calibration_error"] <= 1 and "accuracy_clips" not in found
+    assert rows(made, "predictions_clips") == []
+
+
+def test_a_clip_is_told_by_the_mean_over_its_pairs_where_clips_have_one_label(project):
+    """The made clips as a folder of their own, without times of events."""
+    clips, _ = read_manifest(project / "data/raw/synth")
+    with open(project / "data/raw/synth/table.csv", "w") as file:
+        file.write("path,label,split\n" + "".join(f"{c.path},{c.label},{c.split}\n" for c in clips))
+    settings = tiny_settings(dataset="folder", folder={"root": "data/raw/synth", "table": "table.csv"})
+    (project / "params.yaml").write_text(yaml.safe_dump(settings))
+    for stage in (download, shard, train, evaluate):
+        stage.main([])
+    found, pairs, whole = metrics(project), rows(project, "predictions"), rows(project, "predictions_clips")
+    assert len(whole) == 4 and {row["pairs"] for row in whole} == {"5"} and len(pairs) == 20
+    assert {(row["key"], row["label"]) for row in whole} == {(row["key"], row["label"]) for row in pairs}
+    assert found["accuracy"] == sum(row["label"] == row["predicted"] for row in pairs) / 20
+    assert found["accuracy_clips"] == sum(row["label"] == row["predicted"] for row in whole) / 4
+    assert found["accuracy_clips_low"] <= found["accuracy_clips"] <= found["accuracy_clips_high"]
+    assert found["recall_macro_clips"] == found["accuracy_clips"]  # one clip of each class
+    assert "accuracy_background" not in found

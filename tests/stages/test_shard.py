@@ -16,6 +16,7 @@ from maavt.clips import SPLITS, read_manifest, write_manifest
 from maavt.errors import UserError
 from maavt.stages import shard
 from maavt.work import sha256
+from tests.media.test_quality import recoded
 
 
 def rejects(project: Path) -> list[dict]:
@@ -125,3 +126,38 @@ def test_a_clip_replaced_before_a_killed_run_goes_on_is_read_anew(project, monke
     shard.main([])
     changed = [name for name, facts in index(project)["shards"].items() if facts["sha256"] != before[name]["sha256"]]
     assert len(changed) == 1
+
+
+def quality(project: Path) -> dict[str, dict]:
+    with open(project / "data/shards/synth/quality.csv", newline="") as file:
+        return {row["key"]: row for row in csv.DictReader(file)}
+
+
+def test_every_clip_that_is_used_has_a_row_of_what_it_is_like(made):
+    clips, _ = read_manifest(made / "data/raw/synth")
+    rows = quality(made)
+    assert [(row["key"], row["split"], row["label"]) for row in rows.values()] == [
+        (clip.key, clip.split, clip.label) for clip in clips]
+    assert {(row["seconds"], row["width"], row["height"], row["frame_rate"]) for row in rows.values()} == {
+        ("10.0", "48", "48", "2.0")}
+    assert not any(row["near_duplicate"] for row in rows.values())
+
+
+def test_a_copy_in_another_split_is_found_and_told_with_what_to_do(project, capsys):
+    raw = project / "data/raw/synth"
+    copy = recoded(raw / "train/train-00003.mp4", project / "copy.mp4", share=2)
+    os.replace(copy, raw / "test/test-00001.mp4")
+    shutil.copy(raw / "train/train-00004.mp4", raw / "train/train-00005.mp4.new")
+    os.replace(raw / "train/train-00005.mp4.new", raw / "train/train-00005.mp4")
+    shard.main([])
+    assert {key: row["near_duplicate"] for key, row in quality(project).items() if row["near_duplicate"]} == {
+        "train-00003": "test-00001", "test-00001": "train-00003", "train-00004": "train-00005",
+        "train-00005": "train-00004"}
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert "1 clips of val and test" in line and "test-00001 (test) is train-00003 (train)" in line
+    assert "Leave one of each two out" in line and "train-00005" not in line
+
+
+def test_unrelated_clips_are_not_warned_of(project, capsys):
+    shard.main([])
+    assert "warning" not in capsys.readouterr().err
