@@ -1,5 +1,8 @@
 """Shards -> batches of pairs, in an order fixed by the seed and the epoch alone, whatever the number of threads.
 
+webdataset reads the tars (reader.py); its own shuffling and splitting depend on the number of workers, and give the
+processes that train together different numbers of steps.
+
 B pairs, S image size, T frames and F bins of a spectrogram.
 """
 

@@ -1,4 +1,7 @@
-"""What DVC's cache keeps of an output's last version. DVC removes the output itself before its stage runs again."""
+"""What DVC's cache keeps of an output's last version. DVC removes the output itself before its stage runs again.
+
+DVC itself cannot be asked: it holds its lock while a stage runs.
+"""
 
 import configparser
 import json
