@@ -1,8 +1,8 @@
 """Map a function over items in local worker processes, of which any may hang or crash.
 
 Each worker has a pipe of its own and no lock is shared, so that a worker killed at any instant (a segfault, the
-kernel out of memory, its time limit) harms nothing but the item it had in hand: that is why this is no pool of a library (those of the standard library and
-of pebble break or hang as a whole).
+kernel out of memory, its time limit) harms nothing but the item it had in hand. The pools of the standard library and
+of pebble break or hang as a whole when that happens.
 """
 
 import gc
