@@ -8,9 +8,12 @@ A SETTING is one -S of `dvc exp run`: `tokens=2`, `maavt.lsa=false`; `tokens=2,5
 
 import argparse
 import json
+import re
 import statistics
+import subprocess
 import sys
 import time
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 
@@ -26,9 +29,13 @@ from maavt.errors import UsageError, UserError
 from maavt.measure import plots
 from maavt.work import atomic, write_table
 
+COMMA = re.compile(r",(?![^\[\]{}]*[\]}])")  # outside of brackets
+
 
 def grid(settings: list[str]) -> list[str]:
-    """Settings with lists -> single ones: ["tokens=2,5"] -> ["tokens=2", "tokens=5"]; each once, in order.
+    """Settings with several values -> single ones: ["tokens=2,5"] -> ["tokens=2", "tokens=5"]; each once, in order.
+
+    A list in brackets is one value: models=[maavt,lavish].
 
     Raises UsageError for what is no KEY=VALUE.
     """
@@ -37,17 +44,38 @@ def grid(settings: list[str]) -> list[str]:
         changes = [change.partition("=") for change in setting.split("+")]
         if not all(key and value for key, _, value in changes):
             raise UsageError(f"{setting!r} is no setting; expected KEY=VALUE, KEY=VALUE,VALUE or KEY=VALUE+KEY=VALUE")
-        options = [[f"{key}={value}" for value in values.split(",")] for key, _, values in changes]
+        options = [[f"{key}={value}" for value in COMMA.split(values)] for key, _, values in changes]
         found += ["+".join(chosen) for chosen in product(*options)]
     return list(dict.fromkeys(found))
 
 
+def check_keys(settings: list[str], project: Path) -> None:
+    """Raises UsageError for a setting whose key is not in the project's params.yaml."""
+    known = YAML(typ="safe").load((project / "params.yaml").read_text())
+    for setting in settings:
+        for key in (change.partition("=")[0] for change in setting.split("+")):
+            here = known
+            for part in key.split("."):
+                if not isinstance(here, dict) or part not in here:
+                    near = get_close_matches(part, here if isinstance(here, dict) else [])
+                    raise UsageError(f"{setting}: params.yaml has no {key}" + (f"; is {near[0]} meant?" if near else
+                                     "; expected one of its keys, such as tokens or maavt.lsa"))
+                here = here[part]
+
+
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def experiment(name: str, changes: list[str], project: Path, lock: int) -> float:
-    """`dvc exp run` in the project's own folder; returns its seconds. Raises UserError when it fails."""
+    """`dvc exp run` in the project's own folder; returns its seconds. Raises UserError when it fails.
+
+    An experiment of that name goes first: DVC's --force, which would replace it, runs every stage again.
+    """
     begin = time.monotonic()
-    code, tail = run([sys.executable, "-m", "dvc", "exp", "run", "--name", name, "--force",
-                      *(part for change in changes for part in ("-S", change))], project, lock)
+    dvc = [sys.executable, "-m", "dvc", "exp"]
+    known = subprocess.run([*dvc, "list", "--name-only"], cwd=project, capture_output=True, text=True).stdout.split()
+    if name in known:
+        run([*dvc, "remove", name], project, lock)
+    code, tail = run([*dvc, "run", "--name", name, *(part for change in changes for part in ("-S", change))], project,
+                     lock)
     if code:
         raise UserError(f"the experiment {', '.join(changes)} failed: {(tail.splitlines() or ['no message'])[-1]}")
     return time.monotonic() - begin
@@ -65,27 +93,37 @@ def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metri
         for path, content in before.items():
             path.write_bytes(content)
 
-    runs = []
+    runs, failed = [], []
     with only_run(project) as lock:
         try:
             for setting, seed in product(settings, seeds):
                 restore()
                 name = "ablation-" + "".join(c if c.isalnum() else "-" for c in f"{setting}-{seed}")
-                seconds = experiment(name, [*setting.split("+"), f"seed={seed}"], project, lock)
+                try:
+                    seconds = experiment(name, [*setting.split("+"), f"seed={seed}"], project, lock)
+                except UserError as error:
+                    failed.append(str(error))
+                    continue
                 runs += [{"setting": setting, "seed": seed, "model": model, "seconds": seconds, **scores}
                          for model, scores in read_metrics(project).items()]
+                write(summarise(runs), project / "data" / "ablation", metric)
         finally:
             restore()
-    rows = summarise(runs)
+    if failed:
+        kept = f"; the {len(runs)} finished ones are in data/ablation" if runs else ""
+        raise UserError("\n".join(failed) + kept)
+    return summarise(runs)
+
+
+def write(rows: list[dict], folder: Path, metric: str) -> None:
+    """ablation.csv and ablation.svg, as far as the grid has come. Raises UserError for an unknown metric."""
     if any(f"{metric}_mean" not in row for row in rows):
         raise UserError(f"--metric {metric}: no such number in data/eval; one is accuracy")
-    folder = project / "data" / "ablation"
     write_table(folder / "ablation.csv", dict.fromkeys(key for row in rows for key in row), rows)
     figure = Figure(layout="constrained")
     plots.ablation(figure, rows, metric)
     with atomic(folder / "ablation.svg") as path:
         figure.savefig(path, format="svg", metadata={"Date": None})
-    return rows
 
 
 def read_metrics(project: Path) -> dict[str, dict[str, float]]:
@@ -105,7 +143,8 @@ def summarise(runs: list[dict]) -> list[dict]:
             if isinstance(values[0], str):  # a version
                 continue
             row[f"{key}_mean"] = round(statistics.fmean(values), 4)
-            row[f"{key}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else 0.0
+            if len(values) > 1:
+                row[f"{key}_std"] = round(statistics.stdev(values), 4)
         rows.append({key: row[key] for key in ("setting", "model", "seeds", *sorted(row.keys() - {"setting", "model",
                                                                                              "seeds"}))})
     return rows
@@ -123,10 +162,12 @@ def main() -> None:
     if not (project / ".dvc").is_dir():
         raise UserError(f"{project} is not a DVC project: it has no folder .dvc")
     settings = grid(options.settings)
+    check_keys(settings, project)
     use_server()
     for row in ablate(settings, options.seeds, project, options.metric):
-        print(f"{row['setting']}, {row['model']}: {options.metric} {row[f'{options.metric}_mean']:.3f} "
-              f"± {row[f'{options.metric}_std']:.3f} over {row['seeds']} seeds, {row['seconds_mean']:.0f} s each")
+        spread = f" ± {row[f'{options.metric}_std']:.3f} over {row['seeds']} seeds" if row["seeds"] > 1 else ""
+        print(f"{row['setting']}, {row['model']}: {options.metric} {row[f'{options.metric}_mean']:.3f}{spread}, "
+              f"{row['seconds_mean']:.0f} s each")
     print(project / "data" / "ablation" / "ablation.csv")
 
 

@@ -52,7 +52,7 @@ def ablation(figure: Figure, rows: list[dict], metric: str) -> None:
     figure.set_size_inches(6.4, 0.9 + 0.35 * len(rows))
     axes = figure.subplots()
     at = list(range(len(rows)))[::-1]
-    means, deviations = ([float(row[f"{metric}_{kind}"]) for row in rows] for kind in ("mean", "std"))
+    means, deviations = ([float(row.get(f"{metric}_{kind}", 0)) for row in rows] for kind in ("mean", "std"))
     axes.errorbar(means, at, xerr=deviations, fmt="o", color=HUES["maavt"], capsize=3)
     axes.set(yticks=at, yticklabels=[row["setting"] for row in rows], xlabel=f"{metric}, mean ± std over seeds")
     axes.margins(y=0.5 / max(len(rows), 1))

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 STAGE = """
 import json, pathlib, sys, yaml
 settings = yaml.safe_load(open("params.yaml"))
+print(settings["tokens"], file=open("begun", "a"))
 if settings["tokens"] > 100:
     sys.exit("too many tokens")
 folder = pathlib.Path("data/eval/maavt")
@@ -37,7 +38,7 @@ def project(tmp_path_factory) -> Path:
     (folder / "stage.py").write_text(STAGE)
     (folder / "dvc.yaml").write_text(GRAPH)
     (folder / "params.yaml").write_text("models: [maavt]\ntokens: 5\nseed: 0\n")
-    (folder / ".gitignore").write_text("/data\n/.prefect\n")
+    (folder / ".gitignore").write_text("/data\n/.prefect\n/begun\n")
     names = {f"GIT_{who}_{what}": "maavt" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"], ["git", "add", "."],
                     ["git", "commit", "-qm", "a project"]):
@@ -66,16 +67,31 @@ def test_a_grid_becomes_one_table_and_one_picture_and_the_settings_stay_as_they_
     assert set(known) == {f"ablation-tokens-{tokens}-{seed}" for tokens in (2, 10) for seed in (0, 4)}
 
 
-def test_a_failed_experiment_ends_the_grid_and_is_named(project):
-    done = ablate(project, "tokens=101", "--seeds", "0")
+def test_a_failed_experiment_is_named_and_costs_no_other_and_a_second_grid_runs_only_what_is_new(project):
+    done = ablate(project, "tokens=3,101,4", "--seeds", "0")
     assert done.returncode == 1
     assert "the experiment tokens=101, seed=0 failed" in done.stderr
+    assert "the 2 finished ones are in data/ablation" in done.stderr
+    with open(project / "data" / "ablation" / "ablation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["setting"], row["accuracy_mean"]) for row in rows] == [("tokens=3", "0.3"), ("tokens=4", "0.4")]
+    assert "accuracy_std" not in rows[0]
     assert yaml.safe_load((project / "params.yaml").read_text())["tokens"] == 5
+    begun = (project / "begun").read_text().split()
+    done = ablate(project, "tokens=4,6", "--seeds", "0")
+    assert done.returncode == 0, done.stderr
+    assert (project / "begun").read_text().split()[len(begun):] == ["6"]
+
+
+def test_a_key_that_params_yaml_lacks_is_refused_before_anything_runs(project):
+    done = ablate(project, "tokenz=1")
+    assert done.returncode == 2 and "tokenz=1: params.yaml has no tokenz; is tokens meant?" in done.stderr
 
 
 def test_lists_are_multiplied_out_and_each_setting_is_taken_once():
     assert grid(["tokens=2,5", "maavt.lsa=false+tokens=1,2", "tokens=5"]) == [
         "tokens=2", "tokens=5", "maavt.lsa=false+tokens=1", "maavt.lsa=false+tokens=2"]
+    assert grid(["models=[maavt,lavish],[mbt]"]) == ["models=[maavt,lavish]", "models=[mbt]"]
 
 
 @pytest.mark.parametrize("wrong", ["tokens", "tokens=", "=3", "tokens=2+seed"])
@@ -86,8 +102,7 @@ def test_what_is_no_setting_is_refused(wrong):
 
 def test_one_seed_has_no_deviation():
     (row,) = summarise([{"setting": "a=1", "seed": 0, "model": "maavt", "seconds": 2.0, "accuracy": 0.5}])
-    assert row == {"setting": "a=1", "model": "maavt", "seeds": 1, "accuracy_mean": 0.5, "accuracy_std": 0.0,
-                   "seconds_mean": 2.0, "seconds_std": 0.0}
+    assert row == {"setting": "a=1", "model": "maavt", "seeds": 1, "accuracy_mean": 0.5, "seconds_mean": 2.0}
 
 
 def test_what_is_no_number_has_no_mean():
