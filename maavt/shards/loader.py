@@ -58,14 +58,15 @@ class _Pair:
 
 
 class Loader:
-    """The batches of one split of the shards in `folder`, a path or a URL.
+    """The batches of one split of `shards`: a Reader, or the path or URL of a folder of them.
 
     `augment` is what training does to the frames: `crop` (S x S anywhere in the frame) or `resized_crop`. Raises
     UserError when a shard is missing, or differs from what the index says.
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str, *, batch: int, image_size: int, augment: str = "crop"):
-        self.reader = Reader(folder)
+    def __init__(self, shards: Reader | str | os.PathLike, split: str, *, batch: int, image_size: int,
+                 augment: str = "crop"):
+        self.reader = shards if isinstance(shards, Reader) else Reader(shards)
         self.split, self.batch, self.image_size, self.augment = split, batch, image_size, augment
         self.index = self.reader.index
         self.recipe = self.index["spectrogram"]

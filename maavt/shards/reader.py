@@ -24,11 +24,6 @@ TRIES = 3  # to fetch a file
 PAUSE = 1.0  # seconds before the second try; doubled for the third
 
 
-def shards_of(dataset: str) -> str:
-    """Where the shards of a data set are: MAAVT_SHARDS (a folder or URL that holds index.json), else data/shards."""
-    return os.environ.get("MAAVT_SHARDS") or str(project_root() / "data" / "shards" / dataset)
-
-
 class Reader:
     """The shards below `place`, a folder or a URL; `index` is its index.json. Raises UserError when there is none."""
 
@@ -38,6 +33,18 @@ class Reader:
         self.advice = "copy it there again" if self.remote else "run the shard stage again (dvc repro -f shard)"
         self.verified: dict[str, tuple] = {}  # the state of each shard's file when it was hashed
         self.index = self._read_index()
+
+    @classmethod
+    def of(cls, dataset: str) -> "Reader":
+        """The shards of a data set: at MAAVT_SHARDS (a folder or URL that holds index.json), else in data/shards.
+
+        Raises UserError for shards of another one.
+        """
+        reader = cls(os.environ.get("MAAVT_SHARDS") or project_root() / "data" / "shards" / dataset)
+        if (found := reader.index.get("dataset")) != dataset:
+            raise UserError(f"the shards at {reader.place} are of the data set {found}, and params.yaml asks for "
+                            f"{dataset}; unset MAAVT_SHARDS or set it to those of {dataset}, or set dataset: {found}")
+        return reader
 
     def _read_index(self) -> dict:
         try:

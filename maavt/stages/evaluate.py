@@ -18,7 +18,7 @@ from maavt.models import MODELS
 from maavt.params import load_params
 from maavt.progress import progress
 from maavt.shards.loader import BACKGROUND_LABEL, Loader
-from maavt.shards.reader import shards_of
+from maavt.shards.reader import Reader
 from maavt.training.adapter import load_adapter
 from maavt.training.runtime import Prediction, accuracy, pick_device, place, predict
 from maavt.work import atomic, project_root, write_table
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     labels = vggsounder.read_labels() if params.evaluate.vggsounder else None
     model, normalise, config = load_adapter(data / "models" / name)
     model = place(model, pick_device()).for_inference()
-    loader = Loader(shards_of(params.dataset), "test", batch=params.train.batch, image_size=params.image_size,
+    loader = Loader(Reader.of(params.dataset), "test", batch=params.train.batch, image_size=params.image_size,
                     augment=config["augment"])
     blank = torch.tensor(loader.index["splits"]["train"]["frame_mean"])
 

@@ -19,7 +19,7 @@ from maavt.errors import UserError, run
 from maavt.measure import plots
 from maavt.params import load_params
 from maavt.shards.loader import Loader
-from maavt.shards.reader import shards_of
+from maavt.shards.reader import Reader
 from maavt.work import atomic, project_root
 
 matplotlib.use("agg")
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         benchmark = {table: _rows(data / "benchmark" / f"{table}.csv") for table in ("parameters", "throughput")}
     except FileNotFoundError as error:
         raise UserError(f"no {error.filename}; run the stages before the report first (dvc repro)") from None
-    loader = Loader(shards_of(params.dataset), "test", batch=1, image_size=min(params.image_size, 224))
+    loader = Loader(Reader.of(params.dataset), "test", batch=1, image_size=min(params.image_size, 224))
     pages = jinja2.Environment(loader=jinja2.PackageLoader("maavt.stages", ""), autoescape=True)
     html = pages.get_template("report.html").render(
         dataset=params.dataset,

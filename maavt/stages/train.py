@@ -23,7 +23,7 @@ from maavt.models.vit import count, train_only
 from maavt.params import Params, load_params
 from maavt.progress import progress
 from maavt.shards.loader import Loader
-from maavt.shards.reader import shards_of
+from maavt.shards.reader import Reader
 from maavt.training.adapter import save_adapter, trained_weights
 from maavt.training.losses import losses, mine_background, whole_batch
 from maavt.training.processes import ALONE, Team, launch
@@ -45,7 +45,7 @@ def fit(team: Team, name: str, params: Params) -> dict:
     """Train one model, alone or as one of several processes, of which the first alone writes; returns the number and
     the accuracy of its best epoch."""
     data = project_root() / "data"
-    loaders = {split: Loader(shards_of(params.dataset), split, batch=params.train.batch // team.ranks,
+    loaders = {split: Loader(Reader.of(params.dataset), split, batch=params.train.batch // team.ranks,
                              image_size=params.image_size, augment=params.augment[params.dataset])
                for split in ("train", "val")}
     relevant = [replace(params.train, epochs=params.epochs), getattr(params, name), params.backbone, params.tokens,

@@ -41,7 +41,8 @@ def load_adapter(folder: Path) -> tuple[nn.Module, Normaliser, dict]:
         config = json.loads((folder / "config.json").read_text())
         weights = load_file(folder / "adapter.safetensors")
     except FileNotFoundError as error:
-        raise UserError(f"no {error.filename or folder}; run the train stage first (dvc repro train)") from None
+        raise UserError(f"no {error.filename or folder}: this model was not trained; do it with "
+                        f"dvc exp run -S 'models=[{folder.name}]'") from None
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{folder} holds no whole model ({error}); train it again") from None
     here = read_origin(config["backbone"])["sha256"]

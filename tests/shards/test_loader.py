@@ -226,3 +226,10 @@ def test_every_pair_is_the_picture_the_sound_and_the_label_of_one_and_the_same_s
             assert off[second] < 0.01 and off[second] == off.min()
             event = clip.start <= second < clip.end
             assert batch.labels[place] == (labels.classes.index(clip.label) if event else -1)
+
+
+def test_shards_of_another_data_set_are_refused(made, monkeypatch):
+    monkeypatch.setenv("MAAVT_SHARDS", str(made / "data/shards/synth"))
+    assert Reader.of("synth").index["dataset"] == "synth"
+    with pytest.raises(UserError, match="are of the data set synth, and params.yaml asks for ave; unset MAAVT_SHARDS"):
+        Reader.of("ave")
