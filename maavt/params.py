@@ -6,6 +6,7 @@ is an option or a MAAVT_* environment variable.
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,14 +17,23 @@ from ruamel.yaml import YAML, YAMLError
 from maavt.errors import UserError
 from maavt.work import project_root
 
+FEWEST, MOST = 3, 100  # epochs that `auto` makes
+PAPER = {  # what `recipe: paper` switches off or takes back
+    "maavt": {"lora_rank": 0, "bottleneck": 0, "same_class": "negatives", "contrastive_weight": 1.0,
+              "contrastive_from": 0.0},
+    "train": {"clip": 0.0, "average": 0.0, "balance": 0.0},
+}
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-NUMBER, TABLE = "a number", "a table"  # tags of the two forms, which errors leave out
-PerDataset = Annotated[Annotated[Count, Tag(NUMBER)] | Annotated[dict[str, Count], Tag(TABLE)],
+NUMBER, WORD, TABLE = "a number", "a word", "a table"  # tags of forms, which errors leave out
+Epochs = Annotated[Annotated[Count, Tag(NUMBER)] | Annotated[Literal["auto"], Tag(WORD)],
+                   Discriminator(lambda value: WORD if value == "auto" else NUMBER)]
+PerDataset = Annotated[Annotated[Epochs, Tag(NUMBER)] | Annotated[dict[str, Epochs], Tag(TABLE)],
                        Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)]
-Model = Literal["maavt", "lavish", "mbt"]
+Model = Literal["maavt", "linear", "lavish", "mbt"]
 Weights = str
+PartRate = Annotated[float, Field(gt=0, le=10)]
 Augment = Literal["crop", "resized_crop"]
 
 
@@ -150,14 +160,20 @@ class Shard:
 
 @settings
 class Train:
-    """The train stage; batch and shuffle count pairs. `epochs` is one number, or one for each data set."""
+    """The train stage; batch and shuffle count pairs. `epochs` is one number, or one for each data set; auto: as many
+    as make `steps`."""
 
     epochs: PerDataset
+    steps: Count
     batch: Annotated[int, Field(ge=2)]
     learning_rate: Annotated[float, Field(gt=0, lt=10)]
     schedule: Literal["one_cycle", "step"]
     step_epochs: Count
+    warmup: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    clip: Annotated[float, Field(ge=0)]
+    average: Annotated[float, Field(ge=0, lt=1)]
+    balance: Share
     shuffle: Count
 
 
@@ -170,7 +186,7 @@ class Evaluate:
 
 @settings
 class Maavt:
-    """MA-AVT beside `tokens`: how prompts begin, and the ablation switches (section D)."""
+    """MA-AVT beside `tokens`: how prompts begin, the ablation switches (section D), and what the paper has not."""
 
     prompt_std: Annotated[float, Field(gt=0, le=2)]
     unimodal_prompts: bool
@@ -179,12 +195,26 @@ class Maavt:
     contrastive: Literal["blockwise", "final", "off"]
     projector: Literal["mlp", "linear"]
     mining: Annotated[float, Field(ge=0, lt=1)]
+    lora_rank: Annotated[int, Field(ge=0, le=1024)]
+    bottleneck: Annotated[int, Field(ge=0, le=4096)]
+    adapter_rate: PartRate
+    same_class: Literal["negatives", "left_out", "positives"]
+    contrastive_weight: Annotated[float, Field(ge=0)]
+    contrastive_from: Annotated[float, Field(ge=0, lt=1)]
+
+
+@settings
+class Linear:
+    """The linear probe."""
+
+    head_rate: PartRate
 
 
 @settings
 class Lavish:
     """LAVISH; null takes what Table 7's counts need at the backbone's width."""
 
+    adapter_rate: PartRate
     reduction: Count | None
     latents: Count | None
     batch_norm: bool | None
@@ -194,11 +224,11 @@ class Lavish:
 
 @settings
 class Mbt:
-    """MBT; its two ViTs learn at `encoder_rate` times train.learning_rate."""
+    """MBT."""
 
     bottlenecks: Annotated[int, Field(ge=0)]
     fusion_layer: Annotated[int, Field(ge=0)] | None
-    encoder_rate: Annotated[float, Field(gt=0, le=1)]
+    encoder_rate: PartRate
 
 
 @settings
@@ -217,6 +247,7 @@ class Benchmark:
 class Params:
     """All of params.yaml."""
 
+    recipe: Literal["best", "paper"]
     dataset: Literal["synth", "ave", "vggsound", "cremad", "folder"]
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     backbone: str
@@ -235,6 +266,7 @@ class Params:
     train: Train
     evaluate: Evaluate
     maavt: Maavt
+    linear: Linear
     lavish: Lavish
     mbt: Mbt
     benchmark: Benchmark
@@ -287,11 +319,17 @@ class Params:
             raise ValueError("\n".join(mistakes))
         return self
 
-    @property
-    def epochs(self) -> int:
-        """How often training goes through the data set."""
+    def epochs(self, steps: int) -> int:
+        """How often training goes through the data set, in so many steps each time."""
         own = self.train.epochs
-        return own[self.dataset] if isinstance(own, dict) else own
+        own = own[self.dataset] if isinstance(own, dict) else own
+        return min(max(-(-self.train.steps // steps), FEWEST), MOST) if own == "auto" else own
+
+    def resolved(self) -> "Params":
+        """These settings with the recipe applied: `paper` has what PAPER says, whatever the file does."""
+        if self.recipe != "paper":
+            return self
+        return replace(self, **{name: replace(getattr(self, name), **off) for name, off in PAPER.items()})
 
 
 def load_params(path: Path | None = None) -> Params:
@@ -312,7 +350,7 @@ def load_params(path: Path | None = None) -> Params:
 def parse_params(values: object, name: str = "params.yaml") -> Params:
     """Check settings that were read from `name`; raises UserError as load_params does."""
     try:
-        return TypeAdapter(Params).validate_json(json.dumps(values, default=str), strict=True)
+        return TypeAdapter(Params).validate_json(json.dumps(values, default=str), strict=True).resolved()
     except ValidationError as error:
         mistakes = [line for item in error.errors() for line in _explain(item)]
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
@@ -320,7 +358,7 @@ def parse_params(values: object, name: str = "params.yaml") -> Params:
 
 
 def _explain(item: dict) -> list[str]:
-    key = ".".join(str(part) for part in item["loc"] if part not in (NUMBER, TABLE)) or "the file"
+    key = ".".join(str(part) for part in item["loc"] if part not in (NUMBER, WORD, TABLE)) or "the file"
     value = item["input"]
     if item["type"] == "value_error":  # raised above: says key, value and expectation itself
         where = f"{key}." if item["loc"] else ""

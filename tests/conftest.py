@@ -12,6 +12,7 @@ import yaml  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TINY = {
+    "models": ["maavt"],
     "backbone": "vit_tiny_patch16_224",
     "weights": "random",
     "image_size": 32,

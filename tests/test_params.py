@@ -1,4 +1,6 @@
+import shlex
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maavt.errors import UserError
-from maavt.params import load_params, parse_params
+from maavt.params import PAPER, load_params, parse_params
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "params.yaml"
@@ -42,8 +44,31 @@ def test_every_mistake_is_told_at_once_with_key_value_and_expectation():
 
 
 def test_epochs_are_one_number_or_one_for_each_data_set():
-    assert parse_params(changed(train__epochs=7)).epochs == 7
-    assert parse_params(changed(train__epochs={"synth": 3, "ave": 9})).epochs == 3
+    assert parse_params(changed(train__epochs=7)).epochs(steps=100) == 7
+    assert parse_params(changed(train__epochs={"synth": 3, "ave": 9})).epochs(steps=100) == 3
+
+
+@pytest.mark.parametrize("pairs, epochs", [(44, 100), (600, 22), (30_000, 3)])
+def test_automatic_epochs_make_the_wanted_steps_within_bounds(pairs, epochs):
+    params = parse_params(changed(train__epochs={"synth": "auto"}, train__steps=400))
+    assert params.epochs(steps=-(-pairs // 32)) == epochs
+
+
+def test_the_papers_recipe_takes_back_what_the_paper_has_not_whatever_the_file_says():
+    best, paper = (parse_params(changed(recipe=recipe, train__clip=1, train__balance=0.5)) for recipe in
+                   ("best", "paper"))
+    assert best.maavt.lora_rank and best.maavt.bottleneck and best.train.clip == 1 and best.train.balance == 0.5
+    assert not any((paper.maavt.lora_rank, paper.maavt.bottleneck, paper.train.clip, paper.train.balance))
+    assert paper.maavt.same_class == "negatives" and paper.train.learning_rate == best.train.learning_rate
+
+
+def test_the_settings_that_the_papers_recipe_takes_back_are_those_that_the_file_marks():
+    block, marked = "", set()
+    for line in FILE.read_text().splitlines():
+        key = line.split(":")[0].strip()
+        block = key if line[:1].isalpha() else block
+        marked |= {(block, key)} if "# [best]" in line else set()
+    assert marked == {(name, key) for name, off in PAPER.items() for key in off}
 
 
 def test_a_missing_setting_is_named():
@@ -117,10 +142,11 @@ def test_the_settings_that_make_paper_changes_are_the_papers_and_fit_together(da
     done = subprocess.run(["make", "-n", "paper", f"DATASET={dataset}"], cwd=ROOT, capture_output=True, text=True,
                           check=True)
     (line,) = [line for line in done.stdout.splitlines() if "dvc exp run" in line]
-    pairs = [word.split("=") for word in line.split(" -S ")[1:]]
+    pairs = [word.split("=") for flag, word in pairwise(shlex.split(line)) if flag == "-S"]
     params = parse_params(changed(**{key.replace(".", "__"): yaml.safe_load(value) for key, value in pairs}))
     train, sound = params.train, params.shard.spectrogram[dataset]
     assert params.dataset == dataset and params.models == ("maavt",) and params.tokens == 5
+    assert params.recipe == "paper" and params.train.warmup == 0
     assert params.image_size == params.shard.frame_size == 224 and params.backbone.startswith("vit_base_patch16_224.")
     assert (train.batch, train.learning_rate, train.epochs) == (256, 0.01, 50)
     assert (train.schedule, train.step_epochs) == ("step", 15)

@@ -5,7 +5,8 @@ import statistics
 import numpy as np
 from matplotlib.figure import Figure
 
-HUES = {"maavt": "#e07a2f", "lavish": "#2a6f97", "lavish_deep": "#7fb2d1", "mbt": "#4c956c"}
+HUES = {"maavt": "#e07a2f", "maavt_paper": "#f0b68a", "linear": "#8d6b94",
+        "lavish": "#2a6f97", "lavish_deep": "#7fb2d1", "mbt": "#4c956c"}
 GREY = "#9aa5ab"
 
 
@@ -44,7 +45,7 @@ def parameters(figure: Figure, rows: list[dict]) -> None:
         axes.plot(*zip(*paper, strict=True) if paper else ((), ()), "o", mfc="none", color="black", markersize=6)
     axes.set(xticks=range(len(backbones)), yscale="log", ylabel="trained parameters, millions")
     axes.set_xticklabels([name.removesuffix("_patch16_224") for name in backbones], fontsize=8)
-    axes.legend(frameon=False, ncols=4, fontsize=8)
+    axes.legend(frameon=False, ncols=3, fontsize=8)
 
 
 def ablation(figure: Figure, rows: list[dict], metric: str) -> None:

@@ -6,12 +6,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from maavt.models.lavish import LAVISH, LavishConfig
+from maavt.models.linear import LinearConfig, LinearProbe
 from maavt.models.maavt import MAAVT, MaavtConfig
 from maavt.models.mbt import MBT, MbtConfig
 from maavt.models.vit import check_plain
 from maavt.params import Params
 
-MODELS = {"maavt": (MAAVT, MaavtConfig), "lavish": (LAVISH, LavishConfig), "mbt": (MBT, MbtConfig)}
+MODELS = {"maavt": (MAAVT, MaavtConfig), "linear": (LinearProbe, LinearConfig), "lavish": (LAVISH, LavishConfig),
+          "mbt": (MBT, MbtConfig)}
 
 
 def create_model(name: str, backbone: VisionTransformer, settings: dict) -> nn.Module:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from maavt.models.adapters import StreamAdapters
 from maavt.models.vit import attend, split_heads
 
 ROWS = 4096  # tokens of a batch that oneDNN lays weights out for; other batches work as well
@@ -45,22 +46,36 @@ class Linear(nn.Module):
 
 
 class FastBlock(nn.Module):
-    """A timm block with LayerScale folded into its weights; `last` is read at its first tokens alone."""
+    """A timm block with LayerScale folded into its weights; `last` is read at its first tokens alone.
 
-    def __init__(self, block: Block, kind: torch.dtype, pack: bool, last: bool = False):
+    What two streams have of their own (`own`) widens its matrices, so that both halves of the batch still go through
+    one product: more inputs of qkv, more hidden numbers of the MLP, those of the other stream set to zero.
+    """
+
+    def __init__(self, block: Block, kind: torch.dtype, pack: bool, last: bool = False,
+                 own: StreamAdapters | None = None):
         super().__init__()
         attention, mlp = block.attn, block.mlp
         self.heads, self.last = attention.num_heads, last
         self.norm1, self.norm2 = constant(block.norm1, kind), constant(block.norm2, kind)
         weight, bias, width = attention.qkv.weight, attention.qkv.bias, attention.qkv.in_features
+        self.rank, self.bottleneck = (own.rank, own.bottleneck) if own else (0, 0)
+        self.low = None
+        if self.rank:
+            self.low = Linear(own.low.mT.flatten(0, 1), None, kind, pack)  # to (2 R)
+            weight = torch.cat([weight.float(), own.high.flatten(0, 1).T], 1)  # (3 D, D + 2 R)
         self.qkv = None if last else Linear(weight, bias, kind, pack)
         self.q = Linear(weight[:width], bias[:width], kind, pack) if last else None
         self.kv = Linear(weight[width:], bias[width:], kind, pack) if last else None
         self.proj = _scaled(attention.proj, block.ls1, kind, pack)
-        self.fc1 = Linear(mlp.fc1.weight, mlp.fc1.bias, kind, pack)
+        fc1, fc1_bias = mlp.fc1.weight, mlp.fc1.bias
+        if self.bottleneck:
+            fc1 = torch.cat([fc1.float(), *own.down.mT])  # (hidden + 2 W, D)
+            fc1_bias = torch.cat([fc1_bias.float(), own.bias.flatten()])
+        self.fc1 = Linear(fc1, fc1_bias, kind, pack)
         exact = type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
         self.within, self.act = ("gelu", nn.Identity()) if exact else ("none", mlp.act)
-        self.fc2 = _scaled(mlp.fc2, block.ls2, kind, pack)
+        self.fc2 = _scaled(mlp.fc2, block.ls2, kind, pack, own.up.flatten(0, 1).T if self.bottleneck else None)
 
     def forward(self, x: Tensor, read: int | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D), or (B, read, D) from the last block."""
@@ -70,6 +85,8 @@ class FastBlock(nn.Module):
     def attention(self, x: Tensor, read: int | None = None, add: Tensor | None = None) -> Tensor:
         """What the attention adds to the first `read` tokens (default all), with `add` on top."""
         y = self.norm1(x)
+        if self.low is not None:
+            y = torch.cat([y, own_only(self.low(y), self.rank)], -1)
         if self.last:
             (q,), (k, v) = split_heads(self.q(y[:, :read]), 1, self.heads), split_heads(self.kv(y), 2, self.heads)
         else:
@@ -78,7 +95,8 @@ class FastBlock(nn.Module):
 
     def mlp(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """What the MLP adds, with `add` on top."""
-        return self.fc2(self.act(self.fc1(self.norm2(x), self.within)), add=add)
+        hidden = self.act(self.fc1(self.norm2(x), self.within))
+        return self.fc2(own_only(hidden, self.bottleneck) if self.bottleneck else hidden, add=add)
 
 
 class FastPatches(nn.Module):
@@ -102,10 +120,20 @@ class FastPatches(nn.Module):
         return self.proj(patches).add_(self.position)
 
 
-def fast_blocks(vit: VisionTransformer, kind: torch.dtype, pack: bool, shorten: bool = True) -> nn.ModuleList:
+def own_only(x: Tensor, each: int) -> Tensor:
+    """The last 2 `each` numbers of (2 B, N, F) are one half for each stream: set the other stream's to zero, in place.
+    """
+    half, end = len(x) // 2, x.shape[-1]
+    x[:half, :, end - each :].zero_()
+    x[half:, :, end - 2 * each : end - each].zero_()
+    return x
+
+
+def fast_blocks(vit: VisionTransformer, kind: torch.dtype, pack: bool, shorten: bool = True,
+                own: nn.ModuleList | None = None) -> nn.ModuleList:
     """The blocks of a ViT; with `shorten` the last one is made for reading its first tokens alone."""
     last = len(vit.blocks) - 1
-    return nn.ModuleList(FastBlock(block, kind, pack, shorten and number == last)
+    return nn.ModuleList(FastBlock(block, kind, pack, shorten and number == last, own[number] if own else None)
                          for number, block in enumerate(vit.blocks))
 
 
@@ -119,11 +147,12 @@ def _multiplies_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _scaled(linear: nn.Linear, scale: nn.Module, kind: torch.dtype, pack: bool) -> Linear:
-    """A linear layer with the LayerScale after it (where there is one) folded in."""
+def _scaled(linear: nn.Linear, scale: nn.Module, kind: torch.dtype, pack: bool, more: Tensor | None = None) -> Linear:
+    """A linear layer with the LayerScale after it (where there is one) folded in; `more` are further columns."""
     weight, bias = linear.weight, linear.bias
     if not isinstance(scale, nn.Identity):
         weight, bias = weight.float() * scale.gamma[:, None].float(), bias.float() * scale.gamma.float()
+    weight = weight if more is None else torch.cat([weight.float(), more], 1)
     return Linear(weight, bias, kind, pack)
 
 

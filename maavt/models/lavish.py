@@ -123,6 +123,10 @@ class LAVISH(nn.Module):
         """Names of what is trained but discarded afterwards: nothing."""
         return []
 
+    def parts(self) -> dict[str, list[str]]:
+        """What learns at a rate of its own, by the name of its setting."""
+        return {"adapter": ["adapters"]}
+
     def set_compute_type(self, kind: torch.dtype) -> None:
         """Keep the frozen weights in the type that they are multiplied in."""
         self.backbone.to(kind)

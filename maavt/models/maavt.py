@@ -1,5 +1,7 @@
 """MA-AVT: prompts for a frozen Vision Transformer that two streams share (supplement, sections B and C).
 
+`lora_rank` and `bottleneck` are no part of the paper: they give each stream something of its own in every block.
+
 B pairs, N tokens of a stream, D width, K blocks, C classes. The tokens of a stream are
 [class prompt, patches, (background prompt), unimodal prompts, shared prompts].
 """
@@ -8,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from maavt.models.adapters import StreamAdapters
 from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.output import Output
 from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, run_block
@@ -32,10 +35,13 @@ class MaavtConfig:
     lsa: bool = True
     contrastive: str = "blockwise"
     projector: str = "mlp"
+    lora_rank: int = 0
+    bottleneck: int = 0
 
     def __post_init__(self):
-        if self.tokens < 0:
-            raise ValueError(f"tokens: {self.tokens}; expected 0 or more")
+        for name in ("tokens", "lora_rank", "bottleneck"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)}; expected 0 or more")
         if self.projector not in PROJECTOR_OUTPUTS:
             raise ValueError(f"projector: {self.projector!r}; expected one of {', '.join(PROJECTOR_OUTPUTS)}")
         if self.contrastive not in ("blockwise", "final", "off"):
@@ -80,18 +86,25 @@ class MAAVT(nn.Module):
             raise ValueError("the contrastive loss needs shared prompts; expected contrastive: off without them")
         self.visual_projectors = nn.ModuleList(_projector(config.projector, width) for _ in range(blocks))
         self.audio_projectors = nn.ModuleList(_projector(config.projector, width) for _ in range(blocks))
+        self.adapters = nn.ModuleList(StreamAdapters(width, config.lora_rank, config.bottleneck)
+                                      for _ in backbone.blocks if config.lora_rank or config.bottleneck)
         self.head = nn.Linear(2 * width, config.classes)
         self.background_head = nn.Linear(2 * width, 1) if config.background else None
 
     def trained(self) -> list[str]:
-        """Names of what is trained and kept: the prompts with their attention, and the heads."""
+        """Names of what is trained and kept: the prompts with their attention, the adapters, and the heads."""
         names = ["class_prompt", "head"]
         names += ["prompts"] if self.prompts else []
+        names += ["adapters"] if len(self.adapters) else []
         return names + (["background_prompt", "background_head"] if self.config.background else [])
 
     def training_only(self) -> list[str]:
         """Names of what is trained but discarded afterwards, and not counted: the projectors (section C)."""
         return ["visual_projectors", "audio_projectors"] if len(self.visual_projectors) else []
+
+    def parts(self) -> dict[str, list[str]]:
+        """What learns at a rate of its own, by the name of its setting."""
+        return {"adapter": ["adapters"]}
 
     def set_compute_type(self, kind: torch.dtype) -> None:
         """Keep the frozen weights in the type that they are multiplied in."""
@@ -105,15 +118,16 @@ class MAAVT(nn.Module):
         x, patches = self._tokens(frames, spectrograms)  # (2 B, N, D): visual, then audio
         shared = slice(x.shape[1] - self.config.tokens, None) if "shared" in self.prompts else None
         compared = self.training and self.visual_projectors
-        *blocks, last = self.backbone.blocks
+        *blocks, last = self._blocks()
         projections = []
-        for number, block in enumerate(blocks):
-            x = run_block(block, x)
+        for number, (block, own) in enumerate(blocks):
+            x = run_block(block, x, own=own)
             if compared and self.config.contrastive == "blockwise":
                 projections.append(self._project(number, x[:, shared]))
         x = torch.cat([x[:, :1], x[:, 1 + patches :], x[:, 1 : 1 + patches]], 1)  # what is read first
         read = x.shape[1] - patches if compared else 1 + self.config.background
-        x = run_block(last, x, slice(0, read))
+        block, own = last
+        x = run_block(block, x, slice(0, read), own)
         if compared:
             projections.append(self._project(-1, x[:, -self.config.tokens :]))
         summary = self.backbone.norm(x[:, : 1 + self.config.background]).float()
@@ -128,11 +142,15 @@ class MAAVT(nn.Module):
     def attention_map(self, frames: Tensor, spectrograms: Tensor) -> tuple[Tensor, Tensor]:
         """Where the class prompt looks in the last block: (B, patches) of the frame and of the spectrogram, sum 1."""
         x, patches = self._tokens(frames, spectrograms)
-        *blocks, last = self.backbone.blocks
-        for block in blocks:
-            x = run_block(block, x)
-        scores = attention_scores(last, x, query=0)[:, 1 : 1 + patches].float()
+        *blocks, (last, last_own) = self._blocks()
+        for block, own in blocks:
+            x = run_block(block, x, own=own)
+        scores = attention_scores(last, x, query=0, own=last_own)[:, 1 : 1 + patches].float()
         return tuple(scores.softmax(-1).chunk(2))
+
+    def _blocks(self) -> list[tuple[Block, StreamAdapters | None]]:
+        """The blocks, each with what the streams have of their own in it."""
+        return list(zip(self.backbone.blocks, self.adapters or [None] * len(self.backbone.blocks), strict=True))
 
     def _tokens(self, frames: Tensor, spectrograms: Tensor) -> tuple[Tensor, int]:
         """Both streams as one batch (2 B, N, D), and the number of patches."""
@@ -166,7 +184,7 @@ class MaavtInference(nn.Module):
         super().__init__()
         vit, self.background = model.backbone, model.config.background
         self.see, self.hear = FastPatches(vit, kind, pack, channels=3), FastPatches(vit, kind, pack, channels=1)
-        self.blocks, self.norm = fast_blocks(vit, kind, pack), constant(vit.norm, kind)
+        self.blocks, self.norm = fast_blocks(vit, kind, pack, own=model.adapters), constant(vit.norm, kind)
         self.register_buffer("learned", model.learned_tokens().detach().to(kind), persistent=False)  # (2, 1 + M, D)
         self.head = constant(model.head, torch.float32)
         self.background_head = constant(model.background_head, torch.float32) if self.background else None

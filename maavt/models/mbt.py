@@ -61,6 +61,10 @@ class MBT(nn.Module):
         """Names of what is trained but discarded afterwards: nothing."""
         return []
 
+    def parts(self) -> dict[str, list[str]]:
+        """What learns at a rate of its own, by the name of its setting: tuned ViTs need a smaller one than the rest."""
+        return {"encoder": ["visual", "audio"]}
+
     def set_compute_type(self, kind: torch.dtype) -> None:
         """Multiply in this type from now on; the weights stay in float32, since all of them are trained."""
         self.compute_type = kind

@@ -11,6 +11,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from maavt.models.adapters import StreamAdapters
+
 
 def embed_patches(vit: VisionTransformer, images: Tensor) -> Tensor:
     """Patch tokens with their position embeddings: (B, 3, S, S) -> (B, N, D)."""
@@ -29,27 +31,38 @@ def as_images(spectrograms: Tensor) -> Tensor:
     return spectrograms[:, None].expand(-1, 3, -1, -1)
 
 
-def self_attention(block: Block, x: Tensor, read: slice | None = None) -> Tensor:
+def self_attention(block: Block, x: Tensor, read: slice | None = None, own: StreamAdapters | None = None) -> Tensor:
     """What the attention of a block adds to the tokens `read` (default all): (B, N, D) -> (B, read, D)."""
     attention, y = block.attn, block.norm1(x)
     weight, bias, width = attention.qkv.weight, attention.qkv.bias, x.shape[-1]
+
+    def product(y: Tensor, columns: slice) -> Tensor:
+        made = F.linear(y, weight[columns], bias[columns])
+        return own.update(made, y, columns) if own else made
+
     if read is None:
-        q, k, v = split_heads(F.linear(y, weight, bias), 3, attention.num_heads)
+        q, k, v = split_heads(product(y, slice(None)), 3, attention.num_heads)
     else:
-        (q,) = split_heads(F.linear(y[:, read], weight[:width], bias[:width]), 1, attention.num_heads)
-        k, v = split_heads(F.linear(y, weight[width:], bias[width:]), 2, attention.num_heads)
+        (q,) = split_heads(product(y[:, read], slice(0, width)), 1, attention.num_heads)
+        k, v = split_heads(product(y, slice(width, None)), 2, attention.num_heads)
     return block.ls1(attention.proj(attend(q, k, v)))
 
 
-def feed_forward(block: Block, x: Tensor) -> Tensor:
+def feed_forward(block: Block, x: Tensor, own: StreamAdapters | None = None) -> Tensor:
     """What the MLP of a block adds to (B, N, D)."""
-    return block.ls2(block.mlp(block.norm2(x)))
+    y = block.norm2(x)
+    added = block.ls2(block.mlp(y))
+    beside = own.beside_mlp(y, block.mlp.act) if own else None
+    return added if beside is None else added + beside
 
 
-def run_block(block: Block, x: Tensor, read: slice | None = None) -> Tensor:
-    """One transformer block on (B, N, D). With `read`, only those tokens are computed, exactly: (B, read, D)."""
-    x = (x if read is None else x[:, read]) + self_attention(block, x, read)
-    return x + feed_forward(block, x)
+def run_block(block: Block, x: Tensor, read: slice | None = None, own: StreamAdapters | None = None) -> Tensor:
+    """One transformer block on (B, N, D). With `read`, only those tokens are computed, exactly: (B, read, D).
+
+    `own` is what the two streams, which are then the halves of the batch, have for themselves.
+    """
+    x = (x if read is None else x[:, read]) + self_attention(block, x, read, own)
+    return x + feed_forward(block, x, own)
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
@@ -83,10 +96,11 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
 
 
-def attention_scores(block: Block, x: Tensor, query: int) -> Tensor:
+def attention_scores(block: Block, x: Tensor, query: int, own: StreamAdapters | None = None) -> Tensor:
     """Scores before the softmax from token `query` to all, averaged over heads: (B, N, D) -> (B, N)."""
-    heads = block.attn.num_heads
-    q, k, _ = split_heads(block.attn.qkv(block.norm1(x)), 3, heads)
+    heads, y = block.attn.num_heads, block.norm1(x)
+    made = block.attn.qkv(y)
+    q, k, _ = split_heads(own.update(made, y) if own else made, 3, heads)
     return (q[:, :, query : query + 1] * q.shape[-1] ** -0.5 @ k.mT)[:, :, 0].mean(1)
 
 
@@ -115,7 +129,7 @@ def train_only(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
     found: set[str] = set()
     trained = []
     for name, parameter in model.named_parameters():
-        owners = [owner for owner in names if name == owner or name.startswith(f"{owner}.")]
+        owners = [owner for owner in names if under(name, [owner])]
         found.update(owners)
         parameter.requires_grad_(bool(owners))
         if owners:
@@ -123,6 +137,11 @@ def train_only(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"{type(model).__name__} declares trained parameters that it does not have: {missing}")
     return trained
+
+
+def under(name: str, owners: Iterable[str]) -> bool:
+    """Whether a parameter is one of those that `owners` name: 'head.weight' is under 'head'."""
+    return any(name == owner or name.startswith(f"{owner}.") for owner in owners)
 
 
 def check_heads(width: int, heads: int) -> None:

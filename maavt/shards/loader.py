@@ -11,12 +11,12 @@ import json
 import math
 import os
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice, repeat
 
 import numpy as np
 import torch
@@ -85,23 +85,35 @@ class Loader:
         first, end = (self.pairs * number // ranks for number in (rank, rank + 1))
         yield from self._batches(self._read(self.shards, rng=None, first=first, count=end - first), rng=None)
 
+    def share(self, ranks: int = 1) -> int:
+        """Pairs that each of `ranks` processes gets of one shuffled pass."""
+        return -(-self.pairs // ranks)
+
     def steps(self, ranks: int = 1) -> int:
-        """Batches that each of `ranks` processes gets of one shuffled pass; one, though short, of very few pairs."""
-        return max(self.pairs // (self.batch * ranks), 1)
+        """Batches that each of `ranks` processes gets of one shuffled pass."""
+        return -(-self.share(ranks) // self.batch)
+
+    def class_pairs(self) -> list[int]:
+        """How many pairs each class has, and background behind them where the data set labels it; reads all shards."""
+        found = Counter(pair.label for sample in self.reader.samples(self.shards) for pair in self._pairs(sample, None))
+        last = [BACKGROUND_LABEL] if self.index["background"] else []
+        return [found[number] for number in [*range(len(self.index["classes"])), *last]]
 
     def shuffled(self, *, seed: int, epoch: int, held: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
-        """Every pair once but for a rest too short for a batch, shuffled anew for each epoch, and augmented.
+        """Every pair once, shuffled anew for each epoch, and augmented.
 
-        `held` pairs are kept in memory to draw the next one from. Of several processes that train together each gets
-        steps(ranks) batches of pairs of its own, all of the same size.
+        `held` pairs are kept in memory to draw the next one from. The pairs are spread evenly over as few batches as
+        hold them. Of several processes that train together each gets steps(ranks) batches of pairs of its own, as
+        large as those of the others: where the pairs do not divide, one process and the one before it share a few.
         """
-        share = min(self.steps(ranks) * self.batch, self.pairs // ranks)
-        if not share:
+        share, steps = self.share(ranks), self.steps(ranks)
+        if self.pairs < ranks:
             raise UserError(f"{self.split}: {self.pairs} pairs for {ranks} processes; expected one for each at least")
         names = random.Random(f"{seed} {epoch}").sample(self.shards, len(self.shards))
         rng = random.Random(f"{seed} {epoch} {rank}")
-        pairs = self._read(names, rng, first=rank * share, count=share)
-        yield from self._batches(_shuffle(pairs, held, rng), rng)
+        pairs = self._read(names, rng, first=min(rank * share, self.pairs - share), count=share)
+        sizes = [share * (step + 1) // steps - share * step // steps for step in range(steps)]
+        yield from self._batches(_shuffle(pairs, held, rng), rng, sizes)
 
     def _read(self, names: list[str], rng: random.Random | None, first: int = 0, count: int | None = None
               ) -> Iterator[_Pair]:
@@ -134,13 +146,15 @@ class Loader:
             yield _Pair(sample["__key__"], int(begin), self.classes[labels[middle]],
                         sample[f"frame-{middle:02d}.jpg"], spectrogram)
 
-    def _batches(self, pairs: Iterator[_Pair], rng: random.Random | None) -> Iterator[Batch]:
-        """Decode in threads, a few batches ahead; the order stays."""
+    def _batches(self, pairs: Iterator[_Pair], rng: random.Random | None, sizes: Iterable[int] = ()
+                 ) -> Iterator[Batch]:
+        """Decode in threads, a few batches ahead; the order stays. The batches are whole ones behind `sizes`."""
+        sizes = chain(sizes, repeat(self.batch))
         threads = default_workers()
         with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
             ahead = deque()
             try:
-                while chunk := list(islice(pairs, self.batch)):
+                while chunk := list(islice(pairs, next(sizes))):
                     ahead.append(pool.submit(self._decode, chunk, [self._place(rng) for _ in chunk]))
                     if len(ahead) > 2 * threads:
                         yield ahead.popleft().result()

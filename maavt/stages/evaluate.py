@@ -53,6 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
         "accuracy_visual_only": accuracy(visual),
         **(background_metrics(both) if config["background"] else clip_metrics(clips)),
         "clips": counts["samples"],
+        "trained": config["trainable"],
+        "epoch": config["epoch"],  # the one that was kept, and what it reached on the validation split
+        "val_accuracy": config["val_accuracy"],
         "coverage": counts["samples"] / (counts["samples"] + counts["rejected"]),
         **(vggsounder_metrics(labels, said, config["classes"]) if labels else {}),
     }

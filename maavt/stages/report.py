@@ -98,10 +98,17 @@ def modalities(figure: Figure, results: list[dict]) -> None:
 
 
 def curves(figure: Figure, results: list[dict]) -> None:
-    """Loss and accuracy over the epochs."""
-    figure.set_size_inches(7.6, 2.6)
-    for axes, names in zip(figure.subplots(1, 2), (("train/loss",), ("train/accuracy", "val/accuracy")), strict=True):
+    """Loss and accuracy over the epochs; of models that have one, the contrastive loss beside what chance gives."""
+    panels = [("train/loss",), ("train/accuracy", "val/accuracy"),
+              ("train/contrastive_loss", "train/contrastive_chance")]
+    compared = [any(float(row["contrastive_chance"]) for row in result["epochs"].get("train/contrastive_chance", []))
+                for result in results]
+    panels = panels if any(compared) else panels[:2]
+    figure.set_size_inches(3.8 * len(panels), 2.6)
+    for axes, names in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for number, result in enumerate(results):
+            if names[0] == "train/contrastive_loss" and not compared[number]:
+                continue
             for style, name in zip(("-", "--") if len(names) > 1 else ("-",), names, strict=True):
                 rows = result["epochs"].get(name, [])
                 axes.plot([int(row["step"]) + 1 for row in rows], [float(row[name.split("/")[1]]) for row in rows],

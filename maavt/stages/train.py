@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 from dvclive import Live
 from scmrepo.exceptions import SCMError
-from timm.models.vision_transformer import VisionTransformer
 
 from maavt.errors import UserError, run
 from maavt.models import MODELS, create_model, model_settings
 from maavt.models.backbone import load_backbone, read_origin
-from maavt.models.vit import count, train_only
-from maavt.params import Params, load_params
+from maavt.models.vit import count, train_only, under
+from maavt.params import Params, Train, load_params
 from maavt.progress import progress
 from maavt.shards.loader import Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import save_adapter, trained_weights
-from maavt.training.losses import losses, mine_background, whole_batch
+from maavt.training.average import Average
+from maavt.training.losses import class_weights, losses, mine_background, whole_batch
 from maavt.training.processes import ALONE, Team, launch
 from maavt.training.runtime import Normaliser, pick_device, place, predict
 from maavt.work import atomic, project_root, publish, workspace
@@ -48,7 +48,8 @@ def fit(team: Team, name: str, params: Params) -> dict:
     loaders = {split: Loader(Reader.of(params.dataset), split, batch=params.train.batch // team.ranks,
                              image_size=params.image_size, augment=params.augment[params.dataset])
                for split in ("train", "val")}
-    relevant = [replace(params.train, epochs=params.epochs), getattr(params, name), params.backbone, params.tokens,
+    epochs = params.epochs(loaders["train"].steps(team.ranks))
+    relevant = [replace(params.train, epochs=epochs), getattr(params, name), params.backbone, params.tokens,
                 params.image_size, params.seed]
     with ExitStack() as stack:
         folder = team.of_first(lambda: stack.enter_context(
@@ -89,15 +90,21 @@ class Training:
             scaling=index["spectrogram"]["scaling"],
         )
         self.settings = model_settings(name, params, classes=len(index["classes"]), background=index["background"])
-        self.mining = 0.0 if index["background"] else getattr(getattr(params, name), "mining", 0.0)
+        self.own = own = getattr(params, name)
+        self.mining = 0.0 if index["background"] else getattr(own, "mining", 0.0)
         self.device = pick_device()
         self.model = place(create_model(name, backbone, self.settings), self.device)
         train_only(self.model, self.model.trained() + self.model.training_only())
-        self.optimizer = torch.optim.AdamW(_groups(self.model, name, params),
-                                           weight_decay=params.train.weight_decay, fused=True)
+        train = params.train
+        self.optimizer = torch.optim.AdamW(_groups(self.model, own, train.learning_rate),
+                                           weight_decay=train.weight_decay, fused=True)
         self.parallel = team.parallel(self.model)
+        self.average = Average(self.model, train.average)
         self.steps = loaders["train"].steps(team.ranks)
-        self.scheduler = _schedule(self.optimizer, params, self.steps)
+        self.epochs = params.epochs(self.steps)
+        self.scheduler = _schedule(self.optimizer, train, self.epochs, self.steps)
+        self.weights = class_weights(loaders["train"].class_pairs(), train.balance).to(self.device) \
+            if train.balance else None
         self.epoch, self.best, self.history = 0, {"accuracy": -1.0}, []
 
     def run(self) -> None:
@@ -106,13 +113,20 @@ class Training:
         with self._live() as live:
             for scores in self.history:
                 _log(live, scores)
-            while self.epoch < self.params.epochs:
+            while self.epoch < self.epochs:
                 self.epoch += 1
                 scores = self._train_epoch()
-                scores["val/accuracy"] = self._validate()
+                with self.average.applied():
+                    scores["val/accuracy"], chance = self._validate()
+                    if self.team.first:
+                        self._choose(scores["val/accuracy"])
                 if self.team.first:
                     self._keep(scores)
                     _log(live, scores)
+                    self._warn(scores["train/accuracy"], chance)
+            if self.team.first:  # metrics.json otherwise tells of the last epoch alone
+                live.summary["kept"] = {"epoch": self.best["epoch"], "val_accuracy": self.best["accuracy"]}
+                live.make_summary()
 
     def _live(self) -> Live | nullcontext:
         if not self.team.first:
@@ -130,9 +144,10 @@ class Training:
         generator = torch.Generator(device).manual_seed((seed * 100_003 + self.epoch) * team.ranks + team.rank)
         batches = self.loaders["train"].shuffled(seed=seed, epoch=self.epoch, held=train.shuffle, rank=team.rank,
                                                  ranks=team.ranks)
-        sums, pairs, lone = torch.zeros(5, device=device), 0, torch.zeros((), device=device)
-        label = f"{self.name} epoch {self.epoch}/{self.params.epochs}"
-        total = self.steps * train.batch
+        sums, pairs, lone = torch.zeros(6, device=device), 0, torch.zeros((), device=device)
+        label = f"{self.name} epoch {self.epoch}/{self.epochs}"
+        total = self.loaders["train"].share(team.ranks) * team.ranks
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         with progress(label=label, unit="pair", total=total, silent=not team.first) as bar:
             for step, batch in enumerate(batches, 1):
                 frames, sound, labels = self.normalise(batch, device)
@@ -140,17 +155,20 @@ class Training:
                     sound, labels, alone = mine_background(sound, labels, self.mining, generator)
                     lone += alone
                 output, labels = whole_batch(self.parallel(frames, sound), labels, team.gather)
-                parts = losses(output, labels)
+                parts = losses(output, labels, class_weights=self.weights, **self._contrastive(step))
                 self.optimizer.zero_grad(set_to_none=True)
                 parts.total.backward()
+                if train.clip:
+                    torch.nn.utils.clip_grad_norm_(trained, train.clip)
                 self.optimizer.step()
                 self.scheduler.step()
+                self.average.update()
                 pairs += len(labels)
                 sums += torch.stack([*(part.detach() * len(labels) for part in
-                                       (parts.total, parts.classes, parts.background, parts.contrastive)),
+                                       (parts.total, parts.classes, parts.background, parts.contrastive, parts.chance)),
                                      (output.predicted() == labels).sum()])
                 if team.first and (step % 10 == 0 or step == self.steps):  # reading waits for the device
-                    bar.set_postfix(loss=f"{sums[0].item() / pairs:.3f}", accuracy=f"{sums[4].item() / pairs:.3f}",
+                    bar.set_postfix(loss=f"{sums[0].item() / pairs:.3f}", accuracy=f"{sums[5].item() / pairs:.3f}",
                                     refresh=False)
                 bar.update(len(labels))
         means = (sums / max(pairs, 1)).tolist()
@@ -161,25 +179,50 @@ class Training:
         if lone and team.first:
             print(f"epoch {self.epoch}: {lone:.0f} pairs had no partner of another class in their batch and were not "
                   "made background")
-        names = ("loss", "class_loss", "background_loss", "contrastive_loss", "accuracy")
+        names = ("loss", "class_loss", "background_loss", "contrastive_loss", "contrastive_chance", "accuracy")
         return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
 
-    def _validate(self) -> float:
-        """The strict accuracy over the validation pairs of all processes."""
+    def _contrastive(self, step: int) -> dict:
+        """How this step of the epoch takes the contrastive loss of a model that has one."""
+        if not hasattr(self.own, "contrastive"):
+            return {}
+        begun = (self.epoch - 1) * self.steps + step > self.own.contrastive_from * self.epochs * self.steps
+        return {"same_class": self.own.same_class, "contrastive_weight": self.own.contrastive_weight if begun else 0.0}
+
+    def _validate(self) -> tuple[float, float]:
+        """The strict accuracy over the validation pairs of all processes, and what always saying the most frequent
+        label would reach by luck at most (two deviations over its share)."""
         batches = self.loaders["val"].in_order(self.team.rank, self.team.ranks)
         told = predict(self.model, batches, self.normalise, background=self.index["background"])
-        right = [prediction.predicted == prediction.label for prediction in told]
-        right, pairs = self.team.sum(torch.tensor([sum(right), len(right)], device=self.device)).tolist()
-        return right / max(pairs, 1)
+        counts = torch.zeros(len(self.index["classes"]) + 2, device=self.device)  # right ones, each class, background
+        for prediction in told:
+            counts[0] += prediction.predicted == prediction.label
+            counts[1 + prediction.label if prediction.label >= 0 else -1] += 1
+        right, *labels = self.team.sum(counts).tolist()
+        pairs = max(sum(labels), 1)
+        share = max(labels) / pairs
+        return right / pairs, share + 2 * (share * (1 - share) / pairs) ** 0.5
+
+    def _choose(self, accuracy: float) -> None:
+        """Hold on to the epoch if it is the best so far."""
+        if accuracy > self.best["accuracy"]:
+            weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
+            self.best = {"accuracy": accuracy, "epoch": self.epoch, "weights": weights}
+
+    def _warn(self, accuracy: float, chance: float) -> None:
+        """Say once, after a third of the epochs, when nothing was learned that holds for other pairs."""
+        if self.epoch == -(-self.epochs // 3) < self.epochs and self.best["accuracy"] <= chance:
+            rates = "".join(f" or {self.name}.{part}_rate" for part in self.model.parts())
+            print(f"{self.name}: after {self.epoch} of {self.epochs} epochs {self.best['accuracy']:.3f} of the "
+                  f"validation pairs are right, which luck gives as well (up to {chance:.3f}); of the training pairs "
+                  f"{accuracy:.3f}. Try a third of train.learning_rate ({self.params.train.learning_rate}){rates}, "
+                  "more train.steps, or listen to some clips: may the label be heard or seen in them?")
 
     def _keep(self, scores: dict[str, float]) -> None:
         """Write the epoch down, so that a killed run goes on after it."""
         self.history.append(scores)
-        if scores["val/accuracy"] > self.best["accuracy"]:
-            weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
-            self.best = {"accuracy": scores["val/accuracy"], "epoch": self.epoch, "weights": weights}
         state = {
-            "epoch": self.epoch, "best": self.best, "history": self.history,
+            "average": self.average.state(), "epoch": self.epoch, "best": self.best, "history": self.history,
             "weights": {name: tensor for name, tensor in self.model.state_dict().items()
                         if not name.startswith("backbone.")},
             "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
@@ -195,6 +238,7 @@ class Training:
         self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.average.load(state["average"])
         if self.team.first:
             self.best, self.history = state["best"], state["history"]
             print(f"{self.name}: goes on after epoch {self.epoch}")
@@ -222,30 +266,36 @@ class Training:
             "frame_size": self.index["frame_size"],
             "augment": self.params.augment[self.index["dataset"]],
             "trainable": count(kept),
-            "train": asdict(self.params.train) | {"epochs": self.params.epochs},
+            "recipe": self.params.recipe,
+            "train": asdict(self.params.train) | {"epochs": self.epochs},
             "seed": self.params.seed,
             "epoch": self.best["epoch"],
             "val_accuracy": self.best["accuracy"],
         }
 
 
-def _groups(model: torch.nn.Module, name: str, params: Params) -> list[dict]:
-    """What is trained, with its learning rate: a tuned ViT (MBT) needs a smaller one than what begins anew."""
-    rate = params.train.learning_rate
-    own = rate * getattr(getattr(params, name), "encoder_rate", 1.0)
-    tuned = [p for part in model.children() if isinstance(part, VisionTransformer) for p in part.parameters()]
-    held = {id(parameter) for parameter in tuned}
-    fresh = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
-    tuned = [parameter for parameter in tuned if parameter.requires_grad]
-    return [{"params": fresh, "lr": rate}] + ([{"params": tuned, "lr": own}] if tuned else [])
+def _groups(model: torch.nn.Module, own: object, rate: float) -> list[dict]:
+    """What is trained, with its learning rate: a part has a share of the common one where the model's settings `own`
+    say so."""
+    shares = {owner: getattr(own, f"{part}_rate") for part, owners in model.parts().items() for owner in owners}
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            share = next((share for owner, share in shares.items() if under(name, [owner])), 1.0)
+            groups.setdefault(share, []).append(parameter)
+    return [{"params": parameters, "lr": rate * share} for share, parameters in groups.items()]
 
 
-def _schedule(optimizer: torch.optim.Optimizer, params: Params, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    train = params.train
+def _schedule(optimizer: torch.optim.Optimizer, train: Train, epochs: int, steps: int
+              ) -> torch.optim.lr_scheduler.LRScheduler:
+    """How the rates rise to their peaks in the share `warmup` of all steps, and fall again."""
+    total = epochs * steps + 1
+    rising = train.warmup * total if train.warmup * total > 1 else 0.0
     if train.schedule == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=params.epochs * steps + 1)
-    return torch.optim.lr_scheduler.StepLR(optimizer, train.step_epochs * steps, gamma=0.1)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total, pct_start=rising / total)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / max(rising, 1), 1) * 0.1 ** (step // (train.step_epochs * steps)))
 
 
 def _log(live: Live, scores: dict[str, float]) -> None:

@@ -10,18 +10,15 @@ from torch import Tensor, nn
 from maavt.errors import UserError
 from maavt.models import create_model
 from maavt.models.backbone import load_backbone, read_origin
+from maavt.models.vit import under
 from maavt.training.runtime import Normaliser
 from maavt.work import atomic
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """What was trained and is kept, by name: not the backbone, nor what is discarded after training."""
-    kept = tuple(model.trained())
-    return {name: tensor.detach() for name, tensor in model.state_dict().items() if _under(name, kept)}
-
-
-def _under(name: str, owners: tuple[str, ...]) -> bool:
-    return any(name == owner or name.startswith(f"{owner}.") for owner in owners)
+    kept = model.trained()
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if under(name, kept)}
 
 
 def save_adapter(folder: Path, weights: dict[str, Tensor], config: dict) -> None:

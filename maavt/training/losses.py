@@ -1,4 +1,7 @@
-"""The loss of MA-AVT: class loss + background loss + blockwise contrastive loss (supplement, sections B and C)."""
+"""The loss of MA-AVT: class loss + background loss + blockwise contrastive loss (supplement, sections B and C).
+
+B pairs, C classes, P outputs of a projector.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,37 +17,53 @@ TEMPERATURE = 0.07
 
 @dataclass
 class Losses:
-    """The parts of the loss, scalars; 0 where a part does not apply."""
+    """The parts of the loss, scalars; 0 where a part does not apply. `chance` is the contrastive loss of projections
+    that are all alike."""
 
     classes: Tensor
     background: Tensor
     contrastive: Tensor
+    chance: Tensor
+    contrastive_weight: float = 1.0
 
     @property
     def total(self) -> Tensor:
-        return self.classes + self.background + self.contrastive
+        return self.classes + self.background + self.contrastive_weight * self.contrastive
 
 
-def losses(output: Output, labels: Tensor) -> Losses:
-    """The loss of a batch. `labels` (B,): the class, or -1 for background.
+def losses(output: Output, labels: Tensor, *, class_weights: Tensor | None = None, same_class: str = "negatives",
+           contrastive_weight: float = 1.0) -> Losses:
+    """The loss of a batch. `labels` (B,): the class, or -1 for background. `class_weights` are (C,), or (C + 1,) where
+    background is one more class.
 
     Where background is one more class of the softmax, the class loss is the cross-entropy over all pairs. Else class
     and contrastive losses are means over the foreground pairs alone; in a batch without any they are 0.
     Nothing here waits for the device.
     """
     if output.one_softmax:
-        return _one_softmax(output, labels)
+        return _one_softmax(output, labels, class_weights)
     foreground = labels >= 0
     zero = output.logits.new_zeros(())
     background = zero
     if output.background is not None:
         background = F.binary_cross_entropy_with_logits(output.background, (~foreground).float())
-    compared = [contrastive(visual, audio, foreground) for visual, audio in output.projections or ()]
+    compared = [contrastive(visual, audio, labels, same_class) for visual, audio in output.projections or ()]
+    counted = foreground if class_weights is None else foreground * class_weights[labels.clamp(min=0)]
     return Losses(
-        classes=_mean(F.cross_entropy(output.logits, labels.clamp(min=0), reduction="none"), foreground),
+        classes=_mean(F.cross_entropy(output.logits, labels.clamp(min=0), reduction="none"), counted),
         background=background,
         contrastive=torch.stack(compared).mean() if compared else zero,
+        chance=contrastive_chance(labels, same_class) if compared else zero,
+        contrastive_weight=contrastive_weight,
     )
+
+
+def class_weights(pairs: Sequence[int], balance: float) -> Tensor:
+    """How much a pair of each class counts, from how many there are: alike at 0, all classes alike at 1; the mean over
+    the pairs is 1."""
+    pairs = torch.tensor(pairs, dtype=torch.float).clamp(min=1)
+    weights = pairs**-balance
+    return weights * pairs.sum() / (weights * pairs).sum()
 
 
 def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tensor]], list[Tensor]]
@@ -61,20 +80,45 @@ def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tenso
     return replace(output, logits=logits, background=background, projections=projections), labels
 
 
-def _one_softmax(output: Output, labels: Tensor) -> Losses:
+def _one_softmax(output: Output, labels: Tensor, weights: Tensor | None) -> Losses:
     logits = torch.cat([output.logits, output.background[:, None]], 1)  # (B, C + 1)
     zero = logits.new_zeros(())
     labels = labels.masked_fill(labels < 0, logits.shape[1] - 1)
-    return Losses(classes=F.cross_entropy(logits, labels), background=zero, contrastive=zero)
+    return Losses(classes=F.cross_entropy(logits, labels, weights), background=zero, contrastive=zero, chance=zero)
 
 
-def contrastive(visual: Tensor, audio: Tensor, foreground: Tensor) -> Tensor:
-    """Symmetric InfoNCE at temperature 0.07 between two sets of unit vectors (B, P), over foreground pairs alone."""
+def contrastive(visual: Tensor, audio: Tensor, labels: Tensor, same_class: str = "negatives") -> Tensor:
+    """Symmetric InfoNCE at temperature 0.07 between two sets of unit vectors (B, P), over foreground pairs alone.
+
+    Other pairs of a pair's class are `negatives` (the paper), `left_out`, or `positives` as well (Khosla et al.,
+    NeurIPS 2020: the mean over all of them).
+    """
+    foreground = labels >= 0
     similarity = visual @ audio.T / TEMPERATURE  # (B, B)
-    similarity = similarity.masked_fill(~(foreground[:, None] & foreground), float("-inf"))
+    similarity = similarity.masked_fill(~_candidates(labels, same_class), float("-inf"))
     similarity = similarity.masked_fill(torch.diag(~foreground), 0.0)  # a row of background alone: finite, not counted
-    rows, columns = similarity.log_softmax(1).diagonal(), similarity.log_softmax(0).diagonal()
+    rows, columns = similarity.log_softmax(1), similarity.log_softmax(0)
+    if same_class == "positives":
+        alike = (labels[:, None] == labels) & foreground  # as many in a row as in its column
+        rows, columns = (torch.where(alike, part, 0).sum(side) / alike.sum(1).clamp(min=1)
+                         for side, part in ((1, rows), (0, columns)))
+    else:
+        rows, columns = rows.diagonal(), columns.diagonal()
     return -(_mean(rows, foreground) + _mean(columns, foreground)) / 2
+
+
+def contrastive_chance(labels: Tensor, same_class: str = "negatives") -> Tensor:
+    """The contrastive loss of projections that are all alike."""
+    return _mean(_candidates(labels, same_class).sum(1).clamp(min=1).log(), labels >= 0)
+
+
+def _candidates(labels: Tensor, same_class: str) -> Tensor:
+    """(B, B): among which pairs each one is to find its own."""
+    foreground = labels >= 0
+    candidates = foreground[:, None] & foreground
+    if same_class == "left_out":
+        candidates &= (labels[:, None] != labels).fill_diagonal_(True)
+    return candidates
 
 
 def mine_background(
@@ -99,4 +143,6 @@ def mine_background(
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
-    return (values * counted).sum() / counted.sum().clamp(min=1)
+    """The mean, weighted where `counted` are weights; 0 where nothing counts."""
+    total = counted.sum()
+    return (values * counted).sum() / total.masked_fill(total == 0, 1)

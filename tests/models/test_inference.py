@@ -9,7 +9,10 @@ from tests.models.reference import CLASSES, layer_scale_vit, load_vit, random_pa
 
 VARIANTS = {
     "maavt": [{"background": True}, {"background": False, "lsa": False}, {"background": True, "tokens": 0,
-              "contrastive": "off"}, {"background": True, "unimodal_prompts": False}],
+              "contrastive": "off"}, {"background": True, "unimodal_prompts": False},
+              {"background": True, "lora_rank": 3, "bottleneck": 6}, {"background": False, "lora_rank": 2},
+              {"background": False, "bottleneck": 4}],
+    "linear": [{"background": True}, {"background": False}],
     "lavish": [{"background": True}, {"background": False, "batch_norm": True, "expansion": 3}],
     "mbt": [{"background": True}, {"background": False, "fusion_layer": 0}, {"background": False, "fusion_layer": 3}],
 }

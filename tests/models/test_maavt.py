@@ -19,6 +19,7 @@ from tests.models.reference import (
 )
 
 BOTH = pytest.mark.parametrize("golden", ["maavt_no_background", "maavt_background"])
+OWN = {"lora_rank": 3, "bottleneck": 4}
 NAMES = {  # the authors' -> ours
     "audio_tokens": "prompts.audio.tokens", "visual_tokens": "prompts.visual.tokens",
     "shared_tokens": "prompts.shared.tokens", "bg_cls_token": "background_prompt",
@@ -141,10 +142,12 @@ def test_a_name_does_not_cover_others_that_begin_like_it():
     ({"contrastive": "final"}, ("audio_projectors.1", "audio_projectors.2", "visual_projectors.1")),
     ({"background": False}, ("background_prompt", "background_head")),
     ({"tokens": 0, "contrastive": "off"}, ("prompts",)),
+    ({"lora_rank": 0}, ("adapters.0.low", "adapters.2.high")),
+    ({"lora_rank": 0, "bottleneck": 0}, ("adapters",)),
 ])
 def test_an_ablation_removes_its_part_and_still_trains(changes, gone):
-    whole = {name for name, _ in make().named_parameters()}
-    model = make(**changes)
+    whole = {name for name, _ in make(**OWN).named_parameters()}
+    model = make(**OWN | changes)
     names = {name for name, _ in model.named_parameters()}
     assert names <= whole
     for part in gone:
@@ -167,6 +170,50 @@ def test_the_final_contrastive_loss_compares_the_last_block_alone():
     assert all(torch.equal(one, other) for one, other in zip(compared, blockwise[-1], strict=True))
 
 
+def test_what_each_stream_has_of_its_own_begins_at_zero():
+    torch.manual_seed(0)
+    plain, own = make(), make(**OWN)
+    own.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(plain(*random_pairs()).logits, own(*random_pairs()).logits)
+
+
+@pytest.mark.parametrize("stream, number", [("visual", 0), ("audio", 1)])
+@pytest.mark.parametrize("part", ["high", "up"])
+def test_what_a_stream_has_of_its_own_changes_nothing_in_the_other(stream, number, part):
+    torch.manual_seed(0)
+    model = make(**OWN).eval()
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.weight[:, (1 - number) * 64 : (2 - number) * 64].normal_()  # hears or sees the other stream alone
+        before = model(*random_pairs()).logits
+        for adapters in model.adapters:
+            getattr(adapters, part)[number].normal_()
+        assert torch.equal(model(*random_pairs()).logits, before)
+        for adapters in model.adapters:
+            getattr(adapters, part)[1 - number].normal_()
+        assert not torch.allclose(model(*random_pairs()).logits, before)
+
+
+def test_a_stream_alone_is_a_vit_with_the_update_added_to_its_weights():
+    """The visual stream beside timm's own blocks, whose qkv weights hold the visual update."""
+    torch.manual_seed(0)
+    vit = layer_scale_vit()
+    model = MAAVT(vit, MaavtConfig(**settings(background=False, tokens=0, contrastive="off", lora_rank=3)))
+    with torch.no_grad():
+        for adapters in model.adapters:
+            adapters.high.normal_(std=0.1)
+        model.head.weight.copy_(torch.eye(CLASSES, 128))
+        model.head.bias.zero_()
+        cls, pairs = model.class_prompt.clone(), random_pairs()
+        logits, looks = model.eval()(*pairs).logits, model.attention_map(*pairs)[0]
+        for block, adapters in zip(vit.blocks, model.adapters, strict=True):
+            block.attn.qkv.weight += (adapters.low[0] @ adapters.high[0]).T
+        vit.cls_token = torch.nn.Parameter(cls[None])
+        assert torch.allclose(logits, vit.forward_features(pairs[0])[:, 0, :CLASSES], atol=1e-5)
+        merged = MAAVT(vit, MaavtConfig(**settings(background=False, tokens=0, contrastive="off")))
+        assert torch.allclose(looks, merged.attention_map(*pairs)[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("projector, outputs", [("mlp", 256), ("linear", 512)])
 def test_projectors_have_the_outputs_of_the_supplement_or_of_the_released_code(projector, outputs):
     output = make(projector=projector).train()(*random_pairs())
@@ -187,6 +234,7 @@ def test_layer_scales_of_the_backbone_are_applied_in_the_last_block_too():
 
 @pytest.mark.parametrize("changes, told", [
     ({"tokens": -1}, "tokens: -1; expected 0 or more"),
+    ({"lora_rank": -1}, "lora_rank: -1; expected 0 or more"),
     ({"projector": "conv"}, "projector: 'conv'; expected one of mlp, linear"),
     ({"contrastive": "on"}, "contrastive: 'on'; expected blockwise, final or off"),
     ({"tokens": 0}, "the contrastive loss needs shared prompts"),

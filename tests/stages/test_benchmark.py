@@ -21,14 +21,15 @@ TINY = "vit_tiny_patch16_224"
 CPU = torch.device("cpu")
 
 
-def params(**changes):
-    return parse_params(tiny_settings(tokens=5, benchmark={"image_size": 32, "batches": [2], "rounds": 2,
+def params(recipe="best", **changes):
+    return parse_params(tiny_settings(recipe=recipe, tokens=5, benchmark={"image_size": 32, "batches": [2], "rounds": 2,
                                                            "backbones": [TINY], **changes}))
 
 
 @pytest.mark.parametrize("backbone", TABLE_7)
 def test_maavt_has_the_parameters_of_the_authors_code(backbone):
-    row = count_parameters("maavt", backbone, params())
+    row = count_parameters("maavt_paper", backbone, params())
+    assert row | {"model": ""} == count_parameters("maavt", backbone, params("paper")) | {"model": ""}
     total, trained = NOTES[backbone]
     assert row["trainable"] / 1e6 == pytest.approx(trained, rel=0.005)
     assert row["total_as_in_paper"] / 1e6 == pytest.approx(total, rel=0.005)
@@ -43,6 +44,19 @@ def test_lavish_has_the_parameters_of_table_7(name, backbone):
     assert row["total_as_in_paper"] / 1e6 == pytest.approx(float(row["paper_total_m"]), rel=0.02)
 
 
+def test_what_each_stream_has_of_its_own_is_counted_and_is_not_the_papers():
+    best, paper = (count_parameters(name, "vit_small_patch16_224", params()) for name in ("maavt", "maavt_paper"))
+    width, rank, bottleneck = 384, 4, 32
+    own = 2 * 12 * (rank * 4 * width + bottleneck * (2 * width + 1))
+    assert best["trainable"] - paper["trainable"] == best["total_loaded"] - paper["total_loaded"] == own
+    assert best["paper_trainable_m"] == "" != paper["paper_trainable_m"]
+
+
+def test_of_the_probe_one_layer_is_trained():
+    row = count_parameters("linear", "vit_small_patch16_224", params())
+    assert row["trainable"] == (2 * 384 + 1) * 29 and row["total_loaded"] > 21e6
+
+
 def test_all_of_mbt_is_trained():
     row = count_parameters("mbt", "vit_small_patch16_224", params())
     assert row["trainable"] == row["total_loaded"] > 2 * 21e6
@@ -50,7 +64,7 @@ def test_all_of_mbt_is_trained():
 
 def test_maavt_written_plainly_says_and_learns_the_same():
     torch.manual_seed(0)
-    model = create("maavt", TINY, params(), image_size=32).train()
+    model = create("maavt_paper", TINY, params(), image_size=32).train()
     plain = PlainMAAVT(model, torch.float32)
     frames, sound, labels = torch.randn(4, 3, 32, 32), torch.randn(4, 32, 32), torch.tensor([0, -1, 3, 1])
     grads = []
@@ -149,7 +163,7 @@ def test_the_stage_writes_its_tables_and_pictures(made):
         with open(folder / f"{table}.csv", newline="") as file:
             tables[table] = list(csv.DictReader(file))
     assert {row["backbone"] for row in tables["parameters"]} == set(TABLE_7)
-    assert {row["model"] for row in tables["parameters"]} == {"maavt", "lavish", "lavish_deep", "mbt"}
+    assert {row["model"] for row in tables["parameters"]} == set(benchmark.MODELS)
     assert all(float(row["samples_per_second"]) > 0 for row in tables["throughput"])
     memory = {(row["model"], row["mode"]): row["peak_memory_mb"] for row in tables["throughput"]}
     assert float(memory["maavt", "training"]) > 10 and memory["matmul_limit", "inference"] == ""

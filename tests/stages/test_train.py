@@ -15,9 +15,11 @@ import yaml
 from safetensors.torch import load_file
 
 from maavt.errors import UserError
+from maavt.params import parse_params
 from maavt.shards.loader import Loader
 from maavt.stages import train
 from maavt.training.adapter import load_adapter
+from maavt.training.average import Average
 from maavt.training.runtime import accuracy, pick_device, place, predict
 from maavt.work import sha256
 from tests.conftest import tiny_settings
@@ -30,7 +32,7 @@ def config(project) -> dict:
 def test_only_what_was_trained_is_saved(made):
     names = load_file(made / "data/models/maavt/adapter.safetensors").keys()
     assert {name.split(".")[0] for name in names} == {
-        "class_prompt", "background_prompt", "prompts", "head", "background_head"}
+        "class_prompt", "background_prompt", "prompts", "adapters", "head", "background_head"}
     assert (made / "data/models/maavt/adapter.safetensors").stat().st_size < 4 * 1.1 * config(made)["trainable"]
 
 
@@ -46,6 +48,118 @@ def test_curves_have_a_row_per_epoch(made):
     for name in ("train/loss", "train/accuracy", "val/accuracy"):
         with open(made / f"data/curves/maavt/plots/metrics/{name}.tsv") as file:
             assert [row["step"] for row in csv.DictReader(file, delimiter="\t")] == ["0", "1"]
+
+
+def test_metrics_name_the_kept_epoch_and_what_it_reached(made):
+    found = json.loads((made / "data/curves/maavt/metrics.json").read_text())
+    assert found["kept"] == {"epoch": config(made)["epoch"], "val_accuracy": config(made)["val_accuracy"]}
+
+
+def test_the_contrastive_loss_is_logged_beside_its_chance(made):
+    for name in ("loss", "chance"):
+        with open(made / f"data/curves/maavt/plots/metrics/train/contrastive_{name}.tsv") as file:
+            assert all(0 < float(row[f"contrastive_{name}"]) < 4 for row in csv.DictReader(file, delimiter="\t"))
+
+
+def training(made, tmp_path, monkeypatch, name="maavt", **changes) -> train.Training:
+    """A training that has not begun."""
+    monkeypatch.chdir(made)
+    loaders = {split: Loader(made / "data/shards/synth", split, batch=16, image_size=32) for split in ("train", "val")}
+    params = parse_params(tiny_settings(**changes))
+    return train.Training(name, params, loaders, tmp_path, tmp_path / "curves")
+
+
+@pytest.mark.parametrize("name, part, changes, share", [
+    ("maavt", "adapters", {"maavt": {"adapter_rate": 0.2}}, 0.2),
+    ("lavish", "adapters", {"lavish": {"adapter_rate": 0.5}}, 0.5),
+    ("mbt", "visual", {"mbt": {"encoder_rate": 0.01}}, 0.01),
+    ("linear", "head", {"linear": {"head_rate": 3}}, 3),
+])
+def test_a_part_learns_at_its_own_share_of_the_rate_and_all_else_at_the_whole(
+        made, tmp_path, monkeypatch, name, part, changes, share):
+    run = training(made, tmp_path, monkeypatch, name, train={"schedule": "step", "warmup": 0}, **changes)
+    rates = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+    trained = {key: p for key, p in run.model.named_parameters() if p.requires_grad}
+    assert rates.keys() == {id(p) for p in trained.values()}
+    for key, parameter in trained.items():
+        own = key.startswith((f"{part}.", "audio.") if name == "mbt" else f"{part}.")
+        assert rates[id(parameter)] == pytest.approx(0.003 * (share if own else 1))
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "step"])
+def test_the_rate_rises_through_the_warm_up_and_stays_or_falls_after_it(made, tmp_path, monkeypatch, schedule):
+    run = training(made, tmp_path, monkeypatch, train={"schedule": schedule, "warmup": 0.25, "epochs": 8,
+                                                       "step_epochs": 4})
+    rates, total = [], 8 * run.steps
+    for _ in range(total):
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        run.optimizer.step()
+        run.scheduler.step()
+    peak = round(total / 4)
+    assert max(rates) == pytest.approx(0.003, rel=0.01) and rates[0] < 0.001
+    assert rates[: peak - 1] == sorted(rates[: peak - 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.0004
+
+
+def test_without_warm_up_the_step_schedule_is_the_papers(made, tmp_path, monkeypatch):
+    run = training(made, tmp_path, monkeypatch, train={"schedule": "step", "warmup": 0, "step_epochs": 1})
+    assert [round(run.scheduler.lr_lambdas[0](step), 9) for step in (0, run.steps - 1, run.steps)] == [1, 1, 0.1]
+
+
+def test_the_average_of_the_weights_is_validated_and_kept(made, tmp_path, monkeypatch):
+    run = training(made, tmp_path, monkeypatch, train={"average": 0.9, "epochs": 1})
+    begin = run.model.head.weight.detach().clone()
+    run.run()
+    last, kept = run.model.head.weight.detach(), run.best["weights"]["head.weight"]
+    assert torch.equal(kept, run.average.weights["head.weight"]) and not torch.equal(kept, last)
+    assert (kept - begin).norm() < (last - begin).norm()
+
+
+def test_an_average_is_the_exponential_one_after_its_beginning():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average, wanted = Average(model, 0.5), model.weight.item()
+    for step in range(1, 30):
+        model.weight.data.fill_(step)
+        average.update()
+        decay = min(0.5, step / (step + 9))
+        wanted = decay * wanted + (1 - decay) * step
+    assert average.weights["weight"].item() == pytest.approx(wanted)
+    with average.applied():
+        assert model.weight.item() == pytest.approx(wanted)
+    assert model.weight.item() == 29
+
+
+def test_the_gradient_of_a_step_is_clipped(made, tmp_path, monkeypatch):
+    norms = []
+    run = training(made, tmp_path, monkeypatch, train={"clip": 0.01})
+    monkeypatch.setattr(run.optimizer, "step", lambda: norms.append(torch.stack(
+        [p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm().item()))
+    run.epoch = 1
+    run._train_epoch()
+    assert len(norms) == run.steps and norms == pytest.approx([0.01] * run.steps, rel=0.01)
+
+
+def test_the_contrastive_loss_begins_after_its_share_of_the_training(made, tmp_path, monkeypatch):
+    run = training(made, tmp_path, monkeypatch, maavt={"contrastive_from": 0.5, "contrastive_weight": 2})
+    weights = []
+    for run.epoch in (1, 2):
+        weights += [run._contrastive(step)["contrastive_weight"] for step in range(1, run.steps + 1)]
+    assert weights == [0] * run.steps + [2] * run.steps
+
+
+def test_a_run_that_stays_at_chance_for_a_third_of_its_epochs_says_so_once(made, tmp_path, monkeypatch, capsys):
+    run = training(made, tmp_path, monkeypatch, train={"learning_rate": 1e-9, "epochs": 4})
+    run.run()
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "luck" in line]
+    assert told.startswith("maavt: after 2 of 4 epochs 0.") and "train.learning_rate (1e-09)" in told
+    assert "maavt.adapter_rate" in told
+
+
+def test_a_run_that_learns_does_not_complain(made, tmp_path, monkeypatch, capsys):
+    run = training(made, tmp_path, monkeypatch, train={"epochs": 3})
+    monkeypatch.setattr(run, "_validate", lambda: (0.9, 0.5))
+    run.run()
+    assert "luck" not in capsys.readouterr().out
 
 
 def test_the_same_seed_trains_the_same_model(project):
@@ -109,7 +223,7 @@ def test_processes_that_train_together_die_with_their_parent_and_go_on_after_the
     train.main([])
     told = capfd.readouterr()
     done = int(re.search(r"goes on after epoch (\d)", told.out)[1])
-    ends = [line for line in told.err.splitlines() if "96/96 pair" in line]
+    ends = [line for line in told.err.splitlines() if "100/100 pair" in line]
     assert len(ends) == 3 - done < 3  # of all processes the first alone speaks
     assert not list((project / ".work/train-maavt").glob("*/"))
     with open(project / "data/curves/maavt/plots/metrics/val/accuracy.tsv") as file:
@@ -121,18 +235,14 @@ def test_processes_that_train_together_die_with_their_parent_and_go_on_after_the
 
 
 def test_the_backbone_gets_no_gradient_and_no_optimiser_state(made, monkeypatch, tmp_path):
-    from maavt.params import load_params
-
-    monkeypatch.chdir(made)
-    loaders = {split: Loader(made / "data/shards/synth", split, batch=16, image_size=32) for split in ("train", "val")}
-    training = train.Training("maavt", load_params(), loaders, tmp_path, tmp_path / "curves")
-    training.epoch = 1
-    before = {name: tensor.clone() for name, tensor in training.model.backbone.state_dict().items()}
-    training._train_epoch()
-    assert all(parameter.grad is None for parameter in training.model.backbone.parameters())
-    assert all(torch.equal(before[name], tensor) for name, tensor in training.model.backbone.state_dict().items())
-    own = {id(parameter) for parameter in training.model.backbone.parameters()}
-    assert not own & {id(parameter) for parameter in training.optimizer.state}
+    run = training(made, tmp_path, monkeypatch)
+    run.epoch = 1
+    before = {name: tensor.clone() for name, tensor in run.model.backbone.state_dict().items()}
+    run._train_epoch()
+    assert all(parameter.grad is None for parameter in run.model.backbone.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in run.model.backbone.state_dict().items())
+    own = {id(parameter) for parameter in run.model.backbone.parameters()}
+    assert not own & {id(parameter) for parameter in run.optimizer.state}
 
 
 def test_a_loss_that_is_not_finite_is_an_error_with_the_setting_to_lower(project):

@@ -6,20 +6,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maavt.models.output import Output
-from maavt.training.losses import TEMPERATURE, contrastive, losses, mine_background
+from maavt.training.losses import (
+    TEMPERATURE,
+    class_weights,
+    contrastive,
+    contrastive_chance,
+    losses,
+    mine_background,
+)
 
 
-def info_nce(visual: list[list[float]], audio: list[list[float]], labels: list[int]) -> float:
+def info_nce(visual: list[list[float]], audio: list[list[float]], labels: list[int], same: str) -> float:
     """Symmetric InfoNCE over the foreground, written as a plain loop."""
     kept = [number for number, label in enumerate(labels) if label >= 0]
 
     def one_way(queries, keys):
         total = 0.0
         for i in kept:
-            scores = [math.exp(sum(a * b for a, b in zip(queries[i], keys[j], strict=True)) / TEMPERATURE)
-                      for j in kept]
-            own = math.exp(sum(a * b for a, b in zip(queries[i], keys[i], strict=True)) / TEMPERATURE)
-            total -= math.log(own / sum(scores))
+            scores = {j: math.exp(sum(a * b for a, b in zip(queries[i], keys[j], strict=True)) / TEMPERATURE)
+                      for j in kept if j == i or same != "left_out" or labels[j] != labels[i]}
+            own = [j for j in kept if j == i or same == "positives" and labels[j] == labels[i]]
+            total -= sum(math.log(scores[j] / sum(scores.values())) for j in own) / len(own)
         return total / len(kept)
 
     return (one_way(visual, audio) + one_way(audio, visual)) / 2 if kept else 0.0
@@ -33,12 +40,53 @@ def unit(rows: int, seed: int) -> torch.Tensor:
 labels_of_a_batch = st.lists(st.integers(-1, 4), min_size=1, max_size=12)
 
 
-@given(labels=labels_of_a_batch, seed=st.integers(0, 1000))
+ways = st.sampled_from(["negatives", "left_out", "positives"])
+
+
+@given(labels=labels_of_a_batch, seed=st.integers(0, 1000), same=ways)
+@settings(max_examples=100, deadline=None)
+def test_contrastive_loss_equals_a_plain_loop_over_foreground_pairs(labels, seed, same):
+    visual, audio = unit(len(labels), seed).requires_grad_(), unit(len(labels), seed + 1)
+    mine = contrastive(visual, audio, torch.tensor(labels), same)
+    assert mine.item() == pytest.approx(info_nce(visual.tolist(), audio.tolist(), labels, same), abs=1e-9)
+    mine.backward()
+    assert visual.grad.isfinite().all()
+
+
+@given(labels=labels_of_a_batch, same=ways)
 @settings(max_examples=60, deadline=None)
-def test_contrastive_loss_equals_a_plain_loop_over_foreground_pairs(labels, seed):
-    visual, audio = unit(len(labels), seed), unit(len(labels), seed + 1)
-    mine = contrastive(visual, audio, torch.tensor(labels) >= 0).item()
-    assert mine == pytest.approx(info_nce(visual.tolist(), audio.tolist(), labels), abs=1e-9)
+def test_chance_is_the_contrastive_loss_of_projections_that_are_all_alike(labels, same):
+    alike, labels = unit(1, 0).expand(len(labels), -1), torch.tensor(labels)
+    assert contrastive(alike, alike, labels, same).item() == pytest.approx(
+        contrastive_chance(labels, same).item(), abs=1e-6)
+
+
+def test_balanced_classes_weigh_as_much_as_one_another_and_a_pair_one_on_average():
+    pairs = [90, 9, 1]
+    even, whole, half = (class_weights(pairs, balance) for balance in (0, 1, 0.5))
+    assert even.tolist() == [1, 1, 1]
+    assert (whole * torch.tensor(pairs)).tolist() == pytest.approx([100 / 3] * 3)
+    assert half[2] / half[0] == pytest.approx(90**0.5)
+
+
+@pytest.mark.parametrize("one_softmax", [False, True])
+def test_class_weights_weigh_the_class_loss(one_softmax):
+    torch.manual_seed(0)
+    output = Output(torch.randn(6, 3), torch.randn(6), one_softmax=one_softmax)
+    labels, weights = torch.tensor([0, 0, 0, 2, -1, 1]), torch.tensor([1.0, 2, 3, 5][: 3 + one_softmax])
+    found, plain = (losses(output, labels, class_weights=given).classes for given in (weights, weights * 0 + 1))
+    assert found != plain and plain == pytest.approx(losses(output, labels).classes.item())
+    logits = torch.cat([output.logits, output.background[:, None]], 1) if one_softmax else output.logits
+    each = [weights[label] * -logits[row].log_softmax(-1)[label] for row, label in enumerate(labels.tolist())
+            if one_softmax or label >= 0]
+    total = sum(weights[label] for label in labels.tolist() if one_softmax or label >= 0)
+    assert found.item() == pytest.approx((sum(each) / total).item(), rel=1e-5)
+
+
+def test_the_contrastive_loss_counts_with_its_weight():
+    output = Output(torch.randn(2, 4), projections=[(unit(2, 1).float(), unit(2, 2).float())])
+    parts = losses(output, torch.tensor([0, 1]), contrastive_weight=0.5)
+    assert parts.total == parts.classes + 0.5 * parts.contrastive
 
 
 def test_background_pairs_add_nothing_to_class_and_contrastive_loss():

@@ -22,6 +22,8 @@ MODELS = [
     ("maavt", {"background": True}, [MIXED, BACKGROUND, FOREGROUND]),
     ("maavt", {"background": True, "contrastive": "final", "projector": "linear", "lsa": False}, [MIXED]),
     ("maavt", {"background": False, "contrastive": "off", "unimodal_prompts": False}, [FOREGROUND]),
+    ("maavt", {"background": True, "lora_rank": 2, "bottleneck": 3}, [MIXED]),
+    ("linear", {"background": True}, [MIXED, BACKGROUND]),
     ("lavish", {"background": True, "batch_norm": False, "expansion": 1}, [MIXED, BACKGROUND]),
     ("mbt", {"background": True}, [MIXED, BACKGROUND]),
     ("mbt", {"background": False, "fusion_layer": 3}, [FOREGROUND]),
