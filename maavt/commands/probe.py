@@ -35,7 +35,7 @@ def probe(paths: Sequence[str], *, workers: int | None = None, time_limit: float
     """
     workers = min(workers or default_workers(), max(len(paths), 1))
     for path, result in fan_out(_measure, map(str, paths), workers=workers, time_limit=time_limit,
-                                memory_limit=MEMORY_LIMIT):
+                                memory_limit=MEMORY_LIMIT, tolerant=True):
         rejected = isinstance(result, Rejected)
         frames, audio_seconds = (0, 0.0) if rejected else result
         yield {"file": path, "ok": not rejected, "frames": frames, "audio_seconds": round(audio_seconds, 3),

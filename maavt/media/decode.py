@@ -71,10 +71,17 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
         raise ValueError(f"{wanted=}: expected some of {seconds} seconds")
     try:
         _check_file(path)
-        read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted)
-        picture, sound, landed = read(seek=start > SEEK_FROM)
-        if not landed:  # behind the first frame that is needed: read from the beginning instead
-            picture, sound, _ = read(seek=False)
+        without: set[int] = set()
+        while True:
+            read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted, without)
+            picture, sound, landed = read(seek=start > SEEK_FROM)
+            if not landed:  # behind the first frame that is needed: read from the beginning instead
+                picture, sound, _ = read(seek=False)
+            tracks = (picture.track, sound.track)
+            empty = {track.stream.index for track in tracks if track.latest is None and track.others}
+            if not empty:
+                break
+            without |= empty  # the first programme of a broadcast, say, of which nothing was kept
         _check_decoded(picture, sound, seconds if pad == "silence" else 0)
         return Media(
             video_seconds=float(seconds) if picture.done else max(picture.end, 0.0),
@@ -108,9 +115,10 @@ def _check_file(path: str | os.PathLike) -> None:
         raise Rejected("empty file")
 
 
-def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: int, start: float, wanted: range, *,
-          seek: bool):
-    """(picture, sound, whether a seek landed early enough) after one pass over the file, as short as possible."""
+def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: int, start: float, wanted: range,
+          without: set[int], *, seek: bool):
+    """(picture, sound, whether a seek landed early enough) after one pass over the file, as short as possible; the
+    tracks `without` are left alone."""
     try:  # "file:", lest a colon in a name be taken for a protocol
         container = av.open(f"file:{os.fspath(Path(path).absolute())}", metadata_errors="ignore",
                             container_options={"protocol_whitelist": "file"})
@@ -120,7 +128,7 @@ def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: i
         if container.format.name in PLAYLISTS:
             raise Rejected("not media", f"a file of the kind {container.format.name}")
         container.flags &= ~av.container.Flags.gen_pts.value  # it reads ahead without bound to make up times
-        video, audio = _choose(container, "video"), _choose(container, "audio")
+        (video, more_video), (audio, more_audio) = (_choose(container, kind, without) for kind in ("video", "audio"))
         check_size(video.codec_context.width, video.codec_context.height)
         for stream in container.streams:
             stream.discard = av.stream.Discard.default if stream in (video, audio) else av.stream.Discard.all
@@ -128,18 +136,21 @@ def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: i
             stream.codec_context.thread_count = 1  # the parallel unit is the clip: least CPU time, least memory
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         begin = _origin(container, (video, audio)) + start
-        picture = Picture(Track(video, begin), seconds, wanted, frame_size)
-        sound = Sound(Track(audio, begin), seconds, sample_rate)
+        joints = [0.0]
+        picture = Picture(Track(video, begin, joints, more_video), seconds, wanted, frame_size)
+        sound = Sound(Track(audio, begin, joints, more_audio), seconds, sample_rate)
         if seek and not _sought(container, video, begin - PREROLL):
             return picture, sound, False
         _fill(container, picture, sound, seconds)
         return picture, sound, not seek or (picture.begin <= 0.5 and sound.begin <= 0)
 
 
-def _choose(container: InputContainer, kind: str):
-    """The track a player would take: the first default one with a decoder, else the first with one."""
+def _choose(container: InputContainer, kind: str, without: set[int]):
+    """The track a player would take: the first default one with a decoder, else the first with one; and whether there
+    are others."""
     no_picture = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-    streams = [s for s in container.streams if s.type == kind and not s.disposition & no_picture]
+    streams = [s for s in container.streams if s.type == kind and not s.disposition & no_picture
+               and s.index not in without]
     if not streams:
         raise Rejected(f"no {kind} stream")
     usable = [s for s in streams if s.codec_context is not None]
@@ -148,7 +159,7 @@ def _choose(container: InputContainer, kind: str):
     chosen = max(usable, key=lambda s: bool(s.disposition & av.stream.Disposition.default))  # the first of the best
     if _tag(chosen) in ("encv", "enca", "drmi", "drms"):  # else each packet says so
         raise Rejected("encrypted", f"the {kind} track")
-    return chosen
+    return chosen, len(usable) > 1
 
 
 def _tag(stream) -> str:
@@ -179,6 +190,7 @@ def _fill(container: InputContainer, picture: Picture, sound: Sound, seconds: in
     sinks = {sink.track.stream.index: sink for sink in (picture, sound)}
     for packet in _packets(container, picture.track.stream, sound.track.stream):
         sink = sinks[packet.stream.index]
+        sink.track.join(packet)
         if not sink.done:
             sink.take(packet)
             if picture.done and sound.done or picture.decoded >= MAX_FRAMES:

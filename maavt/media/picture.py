@@ -3,9 +3,11 @@
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from fractions import Fraction
 
 import av
 import numpy as np
+from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from maavt.media.rejected import Rejected
@@ -14,6 +16,7 @@ from maavt.media.track import Track
 MAX_PIXELS = 8192 * 4352  # a picture of 8K, UHD or DCI, with its last macroblocks full
 REORDERED = 16  # frames that may be stored between a frame and the one shown next, at most, in any codec
 MAX_WAITING = 16 * 2**20  # bytes of packets
+MAX_STILL = 60.0  # seconds that the last frame may be shown
 MAX_ASPECT = 16  # long side over short side, as displayed
 
 # Correct to the rounding, at 1 ms per 1080p frame; without the flags white comes out as 253.
@@ -41,10 +44,14 @@ class Picture:
         self.last = -math.inf  # time of the held frame
         self.step = 0.04  # seconds between the last two frames; at first a guess
         self.rate = float(track.stream.average_rate or 0)  # for people to read; nothing goes by it
+        self.shape = float(track.stream.sample_aspect_ratio or 1)  # asked later, it is read from a closed file
         self.reordered = track.stream.codec_context.has_b_frames  # without, every frame may be referred to
         self.waiting: deque[av.Packet] = deque()
         self.waiting_bytes = 0
         self.times: list[float] = []  # of the waiting packets and of some before them, sorted
+        self.first = True  # whether no packet has come yet
+        self.numbered = False  # whether frames are shown at the decoding times of packets, one after the other
+        self.stored: deque[float | None] = deque(maxlen=2 * REORDERED)  # these times
         self.gone: deque[float] = deque()  # times of some packets before the waiting ones
 
     @property
@@ -53,29 +60,44 @@ class Picture:
 
     @property
     def end(self) -> float:
-        return self.last + self.step
+        """When the held frame ends, if it is the last: its own length counts, as far as a picture may stand still."""
+        own = self.held.duration * self.track.tick if self.held and self.held.duration else 0.0
+        return self.last + (own if self.step < own <= MAX_STILL else self.step)
 
     def take(self, packet: av.Packet | None) -> None:
         """Note a packet (None: there are no more) and decode those whose turn has come."""
+        if packet and packet.pts is None:  # when it is shown, only decoding tells
+            self.reordered = False
+            self.numbered = self.numbered or self.first
+        self.first = False
+        if packet and self.numbered:
+            self.stored.append(self.track.own_time(packet))
         if not self.reordered:
+            self._empty(0)
             self._decode(packet)
             return
         if packet:
             self.waiting.append(packet)
             self.waiting_bytes += packet.size
             insort(self.times, self.track.own_time(packet, default=-math.inf))
-        while len(self.waiting) > REORDERED or self.waiting and (
-                packet is None or self.waiting_bytes > MAX_WAITING):
+        self._empty(REORDERED if packet else 0)
+        if packet is None:
+            self._decode(None)
+
+    def _empty(self, most: int) -> None:
+        """Decode waiting packets until there are `most`."""
+        while len(self.waiting) > most or self.waiting and self.waiting_bytes > MAX_WAITING:
             first = self.waiting.popleft()
             self.waiting_bytes -= first.size
             time = self.track.own_time(first, default=-math.inf)
-            self.track.stream.codec_context.skip_frame = "DEFAULT" if self._on_view(time) else "NONREF"
+            quick = self.reordered and not self._on_view(time)
+            self.track.stream.codec_context.skip_frame = "NONREF" if quick else "DEFAULT"
             self._decode(first)
             self.gone.append(time)
             if len(self.gone) > 2 * REORDERED:  # a decoder gives out some of its frames that late
                 del self.times[bisect_left(self.times, self.gone.popleft())]
-        if packet is None:
-            self._decode(None)
+        if not self.reordered:
+            self.track.stream.codec_context.skip_frame = "DEFAULT"
 
     def _on_view(self, time: float) -> bool:
         """Whether a frame is the last one before some s + 0.5, or may be."""
@@ -86,15 +108,17 @@ class Picture:
 
     def _decode(self, packet: av.Packet | None) -> None:
         for frame in self.track.decode(packet):
-            time = self.track.own_time(frame)
+            time = self.stored.popleft() if self.stored else self.track.own_time(frame)
             if self.held is None:
                 self.last = self.begin = 0.0 if time is None else time
                 self.step = frame.duration * self.track.tick if frame.duration > 0 else self.step
             else:
                 if time is None or time <= self.last:  # missing, or the clock ran backwards: go on from here
-                    time = self.end
+                    time = self.last + self.step
                 self._show(before=time)
                 self.step, self.last = time - self._before(time), time
+            if frame.interlaced_frame:  # one frame may come in two packets
+                self.reordered = False
             self.held = frame
             self.decoded += 1
 
@@ -106,7 +130,7 @@ class Picture:
     def _show(self, before: float) -> None:
         count = min(self.seconds, math.ceil(before - 0.5 - 1e-6))  # 1e-6: times are rounded, being floats
         if count > len(self.frames):
-            rgb = _to_rgb(self.held, self.track.stream, self.size)
+            rgb = _to_rgb(_whole(self.held), self.shape, self.size)
             if self.matrix is None:
                 self.matrix = _display_matrix(rgb)
             image = _upright(_centre(rgb.to_ndarray(), self.size), self.matrix)
@@ -124,9 +148,22 @@ def check_size(width: float, height: float) -> None:
         raise Rejected("unusable dimensions", f"{width:g} x {height:g}")
 
 
-def _to_rgb(frame: av.VideoFrame, stream, size: int) -> av.VideoFrame:
-    """The picture with square pixels, its short side scaled, as RGB in planes: for these swscale is twice as fast."""
-    shape = float(stream.sample_aspect_ratio or 1)
+def _whole(frame: av.VideoFrame) -> av.VideoFrame:
+    """The frame, of an interlaced one the picture of its first field: else what moves is torn into a comb."""
+    if not frame.interlaced_frame:
+        return frame
+    graph = Graph()
+    graph.link_nodes(graph.add_buffer(template=None, width=frame.width, height=frame.height, format=frame.format,
+                                      time_base=Fraction(1, 25)), graph.add("estdif", "mode=frame"),
+                     graph.add("buffersink")).configure()
+    graph.push(frame)
+    graph.push(None)
+    return graph.pull()
+
+
+def _to_rgb(frame: av.VideoFrame, shape: float, size: int) -> av.VideoFrame:
+    """The picture with square pixels, its short side scaled, as RGB in planes: for these swscale is twice as fast.
+    `shape` is a pixel's width over its height."""
     width = frame.width * (shape if 0.1 <= shape <= 10 else 1)
     check_size(width, frame.height)
     scale = size / min(width, frame.height)
@@ -152,8 +189,11 @@ def _display_matrix(frame: av.VideoFrame) -> list[int]:
     """
     try:
         a, b, _, c, d = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)[:5].tolist()
-    except (KeyError, ValueError):  # none, or there is side data of a kind that PyAV does not know
+    except KeyError:
         return [1, 0, 0, 1]
+    except ValueError:  # there is side data of a kind that PyAV does not know; the angle it reads without looking
+        quarter = round(frame.rotation / 90) % 4
+        return [[1, 0, 0, 1], [0, -1, 1, 0], [-1, 0, 0, -1], [0, 1, -1, 0]][quarter]
     return [a, b, c, d]
 
 

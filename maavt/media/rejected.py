@@ -17,6 +17,7 @@ REASONS = {
     "out of memory": "there was not enough memory to decode the file",
     "timed out": "decoding took longer than its time limit",
     "decoder crashed": "the decoding process died, or failed in a way that it should not",
+    "failed here": "a fault of our own, not of the file; its traceback is in the log",
 }
 
 

@@ -10,6 +10,7 @@ from maavt.media.track import Track
 
 MAX_RATE = 768_000  # samples per second
 BLOCK = 16384  # samples that are mixed at once
+MAX_OFF = 0.002  # seconds by which the time of a frame may be rounded
 MAX_JITTER = 0.1  # seconds by which a sound's time may differ from the end of the sound before without a gap
 
 # How loud each channel is in the mono mix (ITU-R BS.775, as FFmpeg has it), before they are scaled to sum to 1.
@@ -79,12 +80,15 @@ class Sound:
         for frame in self.track.decode(packet):
             if not frame.samples or not 0 < frame.sample_rate <= MAX_RATE:
                 continue
-            time = self.track.own_time(frame, default=self.last)
+            time, joint = self.track.own_time(frame, default=self.last), False
             if self.decoded == 0:
                 self.begin = time
+            elif self.track.begins and time >= self.track.begins[0] - MAX_OFF:  # another recording, with its picture
+                self.track.begins.pop(0)
+                joint = True
             elif time < self.last + MAX_JITTER:  # rounded, or the clock ran backwards: go on from here
                 time = self.last
-            gap = time != self.last
+            gap = joint or time != self.last
             self.last = time + frame.samples / frame.sample_rate
             self.decoded += 1
             if self.last > 0 and time < self.seconds:

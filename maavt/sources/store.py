@@ -5,11 +5,14 @@ one line for every file that was looked at: the last line of a file counts. A cl
 """
 
 import csv
+import math
 import os
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -17,7 +20,7 @@ import av
 from maavt.clips import Clip
 from maavt.fetch import CONTENT, FINAL, Failed
 from maavt.fetch.budget import Budget
-from maavt.media.decode import Rejected
+from maavt.media.decode import MAX_PACKETS, Rejected
 from maavt.progress import progress
 from maavt.workers import fan_out
 
@@ -78,7 +81,8 @@ class Store:
         wanted = {clip.path for clip in self.clips}
         new = sorted(path for path in self.present & wanted if self._states.get(path, ("", ""))[0] != OK)
         paths = [(str(self.place(path)), shortest) for path in new]
-        results = zip(new, fan_out(look_into, paths, time_limit=TIME_LIMIT, label=lambda item: item[0]), strict=True)
+        found = fan_out(look_into, paths, time_limit=TIME_LIMIT, label=lambda item: item[0], tolerant=True)
+        results = zip(new, found, strict=True)
         for path, (_, result) in progress(results, total=len(new), label="looking into clips", unit="clip"):
             if isinstance(result, Rejected):
                 self.budget.give(self.place(path).stat().st_size)
@@ -110,7 +114,8 @@ class Store:
 
 
 def look_into(item: tuple[str, float]) -> None:
-    """Read the headers of the file item[0], which must last item[1] seconds; raises Rejected."""
+    """Read the headers of the file item[0], which must last item[1] seconds; raises Rejected. Where they say that it
+    does not, its packets have the last word."""
     path, shortest = item
     if not os.path.getsize(path):
         raise Rejected("empty file")
@@ -119,6 +124,8 @@ def look_into(item: tuple[str, float]) -> None:
                      container_options={"protocol_whitelist": "file"}) as container:
             kinds = {stream.type for stream in container.streams}
             seconds = (container.duration or 0) / av.time_base
+            if 0 < seconds < shortest:
+                seconds = _length(container, shortest)
     except (av.FFmpegError, ValueError) as error:
         raise Rejected("not media", str(error)) from None
     for kind in ("video", "audio"):
@@ -126,6 +133,19 @@ def look_into(item: tuple[str, float]) -> None:
             raise Rejected(f"no {kind} stream")
     if 0 < seconds < shortest:
         raise Rejected("too short", f"{seconds:.2f} s of {shortest:g} s")
+
+
+def _length(container: av.container.InputContainer, enough: float) -> float:
+    """How many seconds a file's packets reach, as far as `enough`."""
+    first, last = math.inf, -math.inf
+    with suppress(av.FFmpegError):  # a file that breaks off
+        for packet in islice(container.demux(), MAX_PACKETS):
+            if packet.pts is not None and packet.time_base:
+                first = min(first, float(packet.pts * packet.time_base))
+                last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if last - first >= enough:
+                    break
+    return max(last - first, 0.0)
 
 
 def summary(clips: list[Clip]) -> str:

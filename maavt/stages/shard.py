@@ -107,7 +107,7 @@ def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) ->
     """Decode the clips of all shards in parallel and write shard after shard; its statistics come last."""
     sample = partial(make_sample, raw=raw, settings=params.shard, recipe=params.shard.spectrogram[params.dataset])
     results = fan_out(sample, [clip for _, shard in plan for clip in shard], time_limit=TIME_LIMIT,
-                      memory_limit=MEMORY_LIMIT, label=lambda clip: clip.path)
+                      memory_limit=MEMORY_LIMIT, label=lambda clip: clip.path, tolerant=True)
     rejected = 0
     for name, shard in plan:
         stats = {"samples": 0, "pairs": 0, "rejects": {}, "quality": {}, "spectrogram_sums": [0.0] * 3,

@@ -27,7 +27,7 @@ _own = threading.local()  # each Dask thread's process
 
 def fan_out_on_cluster(address: str, function: Callable[[Any], Any], items: Iterable[Any], *,
                        time_limit: float | None = None, memory_limit: int | None = None,
-                       label: Callable[[Any], str] = str) -> Iterator[tuple[Any, Any]]:
+                       label: Callable[[Any], str] = str, tolerant: bool = False) -> Iterator[tuple[Any, Any]]:
     """(item, function(item)) or (item, Rejected) in order, as fan_out says.
 
     Raises UserError when the cluster cannot be reached, runs other code, or is lost on the way.
@@ -48,7 +48,8 @@ def fan_out_on_cluster(address: str, function: Callable[[Any], Any], items: Iter
         threads = sum(client.nthreads().values())
         if not threads:
             raise UserError(f"MAAVT_DASK={address}: the cluster has no workers yet; start some")
-        work = client.scatter((pickle.dumps(function), fingerprint(), time_limit, memory_limit), broadcast=True)
+        work = (pickle.dumps(function), fingerprint(), time_limit, memory_limit, tolerant)
+        work = client.scatter(work, broadcast=True)
         source, tasks = iter(items), deque()
         try:
             while True:
@@ -70,7 +71,7 @@ def fan_out_on_cluster(address: str, function: Callable[[Any], Any], items: Iter
 
 def _do(work: tuple, item: bytes, label: str) -> bytes:
     """On a Dask worker: one item, in this thread's own process; the result or Rejected, pickled."""
-    function, code, time_limit, memory_limit = work
+    function, code, time_limit, memory_limit, tolerant = work
     if _code() != code:
         raise UserError(f"the Dask worker on {os.uname().nodename} runs another version of maavt; install the same one")
     if getattr(_own, "work", None) != work:
@@ -78,7 +79,7 @@ def _do(work: tuple, item: bytes, label: str) -> bytes:
         multiprocessing.current_process()._config["daemon"] = False  # else it may have no processes of its own
         _own.work, _own.todo = work, deque()
         _own.results = fan_out(pickle.loads(function), _next(_own.todo), workers=1, in_flight=1, time_limit=time_limit,
-                               memory_limit=memory_limit, label=lambda _: _own.label)
+                               memory_limit=memory_limit, label=lambda _: _own.label, tolerant=tolerant)
         atexit.register(_own.results.close)
     _own.label = label
     _own.todo.append(pickle.loads(item))

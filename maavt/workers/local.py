@@ -6,6 +6,7 @@ of pebble break or hang as a whole when that happens.
 """
 
 import gc
+import logging
 import os
 import pickle
 import resource
@@ -22,6 +23,7 @@ from maavt.media.rejected import Rejected
 from maavt.work import default_workers, keep_freed
 from maavt.workers import children
 
+LOG = logging.getLogger(__name__)
 IN_FLIGHT = 16  # items per worker that are being worked on, or done and waiting behind one that takes long
 FAILED_STARTS = 10  # in a row, after which no further worker is started
 SPARE, LARGEST = 64 * 2**20, 16 * 2**20  # bytes of freed memory that a worker keeps from one item to the next
@@ -36,13 +38,15 @@ def fan_out(
     time_limit: float | None = None,
     memory_limit: int | None = None,
     label: Callable[[Any], str] = str,
+    tolerant: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
     """(item, function(item)) for each item, in order, or (item, Rejected) where that failed on the item itself.
 
     A result is a Rejected when the function raised one, when it took longer than `time_limit` seconds (reason
     `timed out`), when it needed `memory_limit` bytes more than its process began with (`out of memory`), or when its
     process died (`decoder crashed`). Any other exception of the function is raised here, with a note of the item's
-    `label`. Items are taken as they are needed and few are in flight, so memory stays flat.
+    `label`; with `tolerant` its traceback is logged, and the result is a Rejected (`failed here`). Items are taken as
+    they are needed and few are in flight, so memory stays flat.
 
     `function` and the items are pickled; workers start by importing the main module, hence the usual
     `if __name__ == "__main__"`. They ignore Ctrl-C and end at once when the iterator is closed, when it fails, or
@@ -51,7 +55,7 @@ def fan_out(
     workers = default_workers() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers={workers}: expected at least 1")
-    crew = _Crew(pickle.dumps(function), workers, time_limit, memory_limit)
+    crew = _Crew(pickle.dumps(function), workers, time_limit, memory_limit, tolerant)
     source = iter(items)
     tasks: deque[_Task] = deque()  # in order; the first is the next to be handed back
     waiting: deque[_Task] = deque()  # those that no worker has yet
@@ -100,7 +104,8 @@ class _Worker:
 class _Crew:
     """The worker processes of one fan_out, started as there is work for them and replaced when they die."""
 
-    def __init__(self, function: bytes, size: int, time_limit: float | None, memory_limit: int | None):
+    def __init__(self, function: bytes, size: int, time_limit: float | None, memory_limit: int | None, tolerant: bool):
+        self.tolerant = tolerant
         self.function = function
         self.size = size
         self.time_limit = time_limit
@@ -139,6 +144,10 @@ class _Crew:
             if task is None:  # it is ready to work, or cannot import the function
                 if kind == "error":
                     raise value
+            elif kind == "error" and self.tolerant:
+                told = "\n".join(getattr(value, "__notes__", ()))
+                LOG.error("%s: %s; this clip is left out\n%s", label(task.item), value, told)
+                task.result, task.done = Rejected("failed here", f"{type(value).__name__}: {value}"), True
             elif kind == "error":
                 value.add_note(f"in a worker process, on {label(task.item)}")
                 task.error, task.done = value, True

@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from maavt.clips import SPLITS, read_manifest, write_manifest
 from maavt.errors import UserError
+from maavt.media.sample import make_sample
 from maavt.stages import shard
 from maavt.work import sha256
+from tests.conftest import tiny_settings
 from tests.media.test_quality import recoded
 
 
@@ -161,3 +164,20 @@ def test_a_copy_in_another_split_is_found_and_told_with_what_to_do(project, caps
 def test_unrelated_clips_are_not_warned_of(project, capsys):
     shard.main([])
     assert "warning" not in capsys.readouterr().err
+
+
+def spoil(clip, **settings):
+    """As our own code might fail on one clip."""
+    if clip.key == "train-00003":
+        raise ZeroDivisionError("a mistake of ours")
+    return make_sample(clip, **settings)
+
+
+def test_a_mistake_of_ours_on_one_clip_costs_that_clip_alone(project, monkeypatch):
+    monkeypatch.setattr(shard, "make_sample", spoil)
+    (project / "params.yaml").write_text(yaml.safe_dump(tiny_settings(shard={"min_coverage": 0.5})))
+    before = samples(project)
+    shard.main([])
+    assert sorted(set(before) - set(samples(project))) == ["train-00003"]
+    assert [(row["key"], row["stage"], row["reason"]) for row in rejects(project)] == [
+        ("train-00003", "shard", "failed here")]

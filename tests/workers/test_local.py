@@ -278,3 +278,16 @@ def test_number_of_workers_is_that_of_the_environment(monkeypatch):
         monkeypatch.setenv("MAAVT_WORKERS", wrong)
         with pytest.raises(UserError, match=f"MAAVT_WORKERS='{wrong}': expected a positive whole number"):
             default_workers()
+
+
+def fail_on_7(number: int) -> int:
+    if number == 7:
+        raise ZeroDivisionError("a mistake of ours")
+    return number
+
+
+def test_with_tolerance_a_mistake_of_ours_costs_its_item_only_and_its_traceback_is_logged(caplog):
+    results = [result for _, result in fan_out(fail_on_7, range(500), workers=2, tolerant=True)]
+    assert [result for result in results if not isinstance(result, Rejected)] == [n for n in range(500) if n != 7]
+    assert results[7].reason == "failed here" and results[7].detail == "ZeroDivisionError: a mistake of ours"
+    assert "in fail_on_7" in caplog.text
