@@ -10,7 +10,7 @@ import gdown
 from gdown.exceptions import DownloadCancelled, DownloadError, FileURLRetrievalError
 
 from maavt.fetch import PERMANENT, SESSION, TRANSIENT, Failed, Stopped
-from maavt.fetch.http import TIMEOUT, Http, web_page
+from maavt.fetch.http import TIMEOUT, WEB_PAGE, Http
 
 
 def fetch(http: Http, url: str, path: Path) -> None:
@@ -57,7 +57,7 @@ def fetch(http: Http, url: str, path: Path) -> None:
             if file.read(64).lstrip()[:1] == b"<":
                 http.count(-path.stat().st_size)
                 path.unlink()
-                raise web_page(url)
+                raise Failed(SESSION, f"{url} {WEB_PAGE}")
 
     http.on_bytes(got())
     http.persist(url, attempt, got)

@@ -31,6 +31,8 @@ LONGEST_PAUSE = 600.0  # seconds that a server may ask us to wait before the run
 FRUITLESS = 20  # files in a row that fail after all attempts, until the server counts as out of reach
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two bytes
 
+WEB_PAGE = "sends a web page instead of the file: it wants a login, or a portal is in between"
+
 
 class Http:
     """Connections that share a budget, and pauses that servers ask for. Use from any thread."""
@@ -141,7 +143,7 @@ class Http:
                                                             timeout=TIMEOUT) as response:
             response.raise_for_status()
             if response.headers.get("Content-Type", "").startswith("text/html"):
-                raise web_page(url)
+                raise Failed(SESSION, f"{url} {WEB_PAGE}")
             yield from response.iter_content(1 << 18)
 
     @contextmanager
@@ -183,12 +185,6 @@ def retry_after(headers: Any) -> float | None:
         return float(urllib3.Retry().parse_retry_after(headers["Retry-After"]))
     except (KeyError, ValueError, OverflowError, urllib3.exceptions.InvalidHeader):
         return None
-
-
-def web_page(url: str) -> Failed:
-    """What it means that one comes in the place of a file."""
-    return Failed(SESSION, f"{_host(url)} sends a web page instead of the file: it wants a login, or a portal is in "
-                  "between")
 
 
 def _host(url: str) -> str:

@@ -1,14 +1,12 @@
 """The Hugging Face hub with its own client: which archives a data set has, and their bytes, by hf_xet where it can.
 
-What hf_hub_download lacks: it begins anew after a kill (since 2.0), and checks sizes, but no hashes.
+What hf_hub_download lacks: it begins anew after a kill, and checks sizes, but no hashes.
 """
 
 import fnmatch
-import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_hf_file_metadata, get_token, hf_hub_url
@@ -51,26 +49,54 @@ def fetch(http: Http, archive: Archive, path: Path) -> None:
     """Put an archive that was listed to `path`; raises Failed."""
     part = path.with_name(f"{path.name}.{(archive.sha256 or str(archive.size))[:16]}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    plain = [False]  # whether hf_xet failed, and a plain answer is taken instead
+    xet = is_xet_available()  # until it fails
+
+    def got() -> int:
+        return part.stat().st_size if part.exists() else 0
 
     def drop(file: Path) -> None:
         http.count(-file.stat().st_size)
         file.unlink()
 
-    def got() -> int:
-        return part.stat().st_size if part.exists() else 0
+    def receive(begin: int, count: Callable[[int], None]) -> None:
+        nonlocal xet
+        facts = get_hf_file_metadata(archive.url, token=get_token(), endpoint=archive.url.partition("/datasets/")[0])
+        if facts.size not in (None, archive.size) or len(facts.etag or "") == 64 and facts.etag != archive.sha256:
+            raise Failed(TRANSIENT, "the file changed on the hub since it was listed")
+        headers = build_hf_headers(token=get_token()) | {"Accept-Encoding": "identity"}
+        http.budget.check(archive.size - begin)
+        with open(part, "ab") as file:
+            if facts.xet_file_data and xet:
+                import hf_xet
+
+                xet = False
+                group = hf_xet.XetSession().new_download_stream_group(
+                    token_refresh_url=facts.xet_file_data.refresh_route, token_refresh_headers=headers)
+                wanted = hf_xet.XetFileInfo(facts.xet_file_data.file_hash, archive.size)
+                for chunk in group.download_stream(wanted, start=begin):
+                    count(len(chunk))
+                    file.write(chunk)
+            else:
+                bar = tqdm(disable=True)  # whose update is how the client tells what comes
+                bar.update = count
+                http_get(archive.url, file, resume_size=begin, headers=headers, expected_size=archive.size,
+                         tqdm_class=lambda **_: bar)
 
     def attempt() -> None:
         if got() > archive.size:
             drop(part)
-        with _Counted(part, http) as file:
-            if file.tell() < archive.size:
+        if (begin := got()) < archive.size:
+            counted = []
+            try:
                 with _told(http):
-                    _receive(http, archive, file, plain)
-            os.fsync(file.fileno())
+                    receive(begin, lambda size: (http.count(size), counted.append(size)))
+            finally:
+                http.count(got() - begin - sum(counted))  # what was told, but not written, or thrown away
         if archive.sha256 and sha256(part) != archive.sha256:
             drop(part)
             raise Failed(TRANSIENT, "the bytes are not those that were announced (sha256)")
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
 
     for old in set(part.parent.glob(f"{path.name}.*.part")) - {part}:  # of versions that are no more
@@ -79,52 +105,11 @@ def fetch(http: Http, archive: Archive, path: Path) -> None:
     http.persist(archive.url, attempt, got)
 
 
-class _Counted(io.FileIO):
-    """A file to go on with, whose bytes are counted before they are written."""
-
-    def __init__(self, path: Path, http: Http):
-        super().__init__(path, "ab")
-        self._http = http
-
-    def write(self, chunk: bytes) -> int:
-        self._http.count(len(chunk))
-        left = memoryview(chunk)
-        while left:
-            left = left[super().write(left):]
-        return len(chunk)
-
-    def truncate(self, size: int | None = None) -> int:  # the client's way to begin anew
-        self._http.count(self.tell() - os.fstat(self.fileno()).st_size)
-        return super().truncate(size)
-
-
-def _receive(http: Http, archive: Archive, file: _Counted, plain: list[bool]) -> None:
-    facts = get_hf_file_metadata(archive.url, token=get_token(), endpoint=archive.url.partition("/datasets/")[0])
-    if facts.size not in (None, archive.size) or len(facts.etag or "") == 64 and facts.etag != archive.sha256:
-        raise Failed(TRANSIENT, "the file changed on the hub since it was listed")
-    headers = build_hf_headers(token=get_token()) | {"Accept-Encoding": "identity"}
-    http.budget.check(archive.size - file.tell())
-    if facts.xet_file_data and is_xet_available() and not plain[0]:
-        import hf_xet
-
-        plain[0] = True  # should it fail
-        group = hf_xet.XetSession().new_download_stream_group(token_refresh_url=facts.xet_file_data.refresh_route,
-                                                              token_refresh_headers=headers)
-        for chunk in group.download_stream(hf_xet.XetFileInfo(facts.xet_file_data.file_hash, archive.size),
-                                           start=file.tell()):
-            file.write(chunk)
-    else:
-        http_get(archive.url, file, resume_size=file.tell(), headers=headers, expected_size=archive.size,
-                 tqdm_class=partial(tqdm, disable=True))
-
-
 @contextmanager
 def _told(http: Http | None) -> Iterator[None]:
     """Failures of the hub's client as ours."""
     try:
         yield
-    except Failed:
-        raise
     except OfflineModeIsEnabled:
         raise Failed(ENVIRONMENT, "HF_HUB_OFFLINE is set, so the hub is not asked; unset it") from None
     except HfHubHTTPError as error:

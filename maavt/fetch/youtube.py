@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 from maavt.errors import UserError
 from maavt.fetch import ENVIRONMENT, TRANSIENT, Failed
@@ -31,12 +32,13 @@ def section(url: str, start: float, seconds: float, path: Path, parts: Path) -> 
     parts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parts, prefix="youtube-") as folder:
         options |= {"paths": {"home": folder}, "outtmpl": {"default": "clip.%(ext)s"}}
-        messages = options["logger"] = _Messages()
+        warnings: list[str] = []  # which often explain an error
+        options["logger"] = SimpleNamespace(debug=len, info=len, error=len, warning=warnings.append)
         try:
             with YoutubeDL(options) as downloader:
                 downloader.download([url])
         except YoutubeDLError as error:
-            raise explain(f"{error} {' '.join(messages.warnings)}") from None
+            raise explain(f"{error} {' '.join(warnings)}") from None
         files = [file for file in Path(folder).iterdir() if file.suffix == ".mp4" and file.stat().st_size]
         if len(files) != 1:
             raise Failed(TRANSIENT, "yt-dlp brought nothing")
@@ -92,18 +94,3 @@ def _options() -> dict:
         except ValueError:
             raise UserError(f"MAAVT_SLEEP={' '.join(sleep)!r}: expected seconds, such as 5 or 5,20") from None
     return options
-
-
-class _Messages:
-    """yt-dlp's logger: keeps warnings, since an error is often explained there."""
-
-    def __init__(self):
-        self.warnings: list[str] = []
-
-    def debug(self, message: str) -> None:
-        pass
-
-    info = error = debug
-
-    def warning(self, message: str) -> None:
-        self.warnings.append(message)
