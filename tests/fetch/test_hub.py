@@ -1,6 +1,8 @@
 """The hub's own client against a server that speaks its protocol: HEAD with the facts, a redirect, ranges."""
 
+import hashlib
 import json
+import time
 
 import pytest
 
@@ -101,6 +103,34 @@ def test_a_file_beyond_the_disk_budget_is_not_begun(data_set, tmp_path, monkeypa
     monkeypatch.setenv("MAAVT_DISK_BUDGET", "0.9MB")
     failed = failure(data_set, tmp_path)
     assert failed.kind == "environment" and "disk budget" in failed.reason and not data_set.store.asked
+
+
+def test_where_the_hub_offers_xet_the_file_comes_by_it_and_is_gone_on_with(data_set, tmp_path):
+    """A store of two chunks, not compressed, that speaks to hf_xet as the hub's does."""
+    pytest.importorskip("hf_xet")
+    server, half = data_set.server, len(DATA) // 2
+    head = b"\0" + half.to_bytes(3, "little") + b"\0" + half.to_bytes(3, "little")
+    server.files["/block"] = head + DATA[:half] + head + DATA[half:]
+    for _, headers in server.redirects.values():
+        headers |= {"X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": f"{server.url}/token"}
+    server.routes["/token"] = lambda *_: ("application/json", json.dumps({
+        "accessToken": "t", "exp": int(time.time()) + 3600, "casUrl": server.url}).encode())
+
+    def rebuild(handler, _):
+        begin = int(handler.headers["Range"][6:].split("-")[0])
+        first = int(begin >= half)
+        wanted = {"start": first, "end": 2}
+        place = {"start": first * (half + len(head)), "end": 2 * (half + len(head)) - 1}
+        return "application/json", json.dumps({
+            "offset_into_first_range": begin - first * half,
+            "terms": [{"hash": "b" * 64, "unpacked_length": half * (2 - first), "range": wanted}],
+            "fetch_info": {"b" * 64: [{"range": wanted, "url": f"{server.url}/block", "url_range": place}]}}).encode()
+
+    server.routes[f"/v1/reconstructions/{'a' * 64}"] = rebuild
+    (tmp_path / f"x.{hashlib.sha256(DATA).hexdigest()[:16]}.part").write_bytes(DATA[:600_000])
+    http = fetch(data_set, tmp_path)
+    assert (tmp_path / "x").read_bytes() == DATA and http.budget.used == len(DATA)
+    assert not data_set.store.asked and "/block" in {asked.path for asked in server.asked}
 
 
 def test_xet_that_fails_is_replaced_by_the_plain_file(data_set, tmp_path):
