@@ -106,11 +106,11 @@ def test_a_file_beyond_the_disk_budget_is_not_begun(data_set, tmp_path, monkeypa
 
 
 def test_where_the_hub_offers_xet_the_file_comes_by_it_and_is_gone_on_with(data_set, tmp_path):
-    """A store of two chunks, not compressed, that speaks to hf_xet as the hub's does."""
+    """A store of chunks, not compressed, that speaks to hf_xet as the hub's does."""
     pytest.importorskip("hf_xet")
-    server, half = data_set.server, len(DATA) // 2
-    head = b"\0" + half.to_bytes(3, "little") + b"\0" + half.to_bytes(3, "little")
-    server.files["/block"] = head + DATA[:half] + head + DATA[half:]
+    server, chunk, count = data_set.server, 100_000, 10  # hf_xet takes chunks of 128 kB at most
+    head = b"\0" + chunk.to_bytes(3, "little") + b"\0" + chunk.to_bytes(3, "little")
+    server.files["/block"] = b"".join(head + DATA[n * chunk : (n + 1) * chunk] for n in range(count))
     for _, headers in server.redirects.values():
         headers |= {"X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": f"{server.url}/token"}
     server.routes["/token"] = lambda *_: ("application/json", json.dumps({
@@ -118,12 +118,12 @@ def test_where_the_hub_offers_xet_the_file_comes_by_it_and_is_gone_on_with(data_
 
     def rebuild(handler, _):
         begin = int(handler.headers["Range"][6:].split("-")[0])
-        first = int(begin >= half)
-        wanted = {"start": first, "end": 2}
-        place = {"start": first * (half + len(head)), "end": 2 * (half + len(head)) - 1}
+        first = begin // chunk
+        wanted = {"start": first, "end": count}
+        place = {"start": first * (chunk + len(head)), "end": count * (chunk + len(head)) - 1}
         return "application/json", json.dumps({
-            "offset_into_first_range": begin - first * half,
-            "terms": [{"hash": "b" * 64, "unpacked_length": half * (2 - first), "range": wanted}],
+            "offset_into_first_range": begin - first * chunk,
+            "terms": [{"hash": "b" * 64, "unpacked_length": chunk * (count - first), "range": wanted}],
             "fetch_info": {"b" * 64: [{"range": wanted, "url": f"{server.url}/block", "url_range": place}]}}).encode()
 
     server.routes[f"/v1/reconstructions/{'a' * 64}"] = rebuild
