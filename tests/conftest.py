@@ -1,14 +1,20 @@
 """A tiny project whose stages have run: real clips, real shards, a trained model."""
 
+import importlib
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny networks run faster on one thread, above all beside other work
 
 import pytest  # noqa: E402
 import yaml  # noqa: E402
+
+from tests.server import Server, drive_through  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -71,3 +77,43 @@ def project(made, tmp_path, monkeypatch) -> Path:
     shutil.copytree(made, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server on loopback; nobody waits long before trying again, and small pieces count."""
+    hurry(monkeypatch.setattr)
+    with Server() as running:
+        yield running
+
+
+def hurry(patch: Callable) -> None:
+    """Make the downloaders fit for small files and short tests; in a process of one's own with `setattr`."""
+    no_sleep = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
+    for module, name, value in (("maavt.fetch.http", "BACKOFF", 0.001), ("gdown.download", "CHUNK_SIZE", 3000),
+                                ("huggingface_hub.constants", "DOWNLOAD_CHUNK_SIZE", 3000),
+                                ("huggingface_hub.file_download", "time", no_sleep),
+                                ("huggingface_hub.utils._http", "time", no_sleep)):
+        patch(importlib.import_module(module), name, value)
+
+
+@pytest.fixture
+def drive(server, tmp_path, monkeypatch):
+    """The server plays Google Drive, too: all clients reach it through itself, as a proxy that they trust."""
+    for name, value in drive_through(server, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def slept(monkeypatch) -> list[float]:
+    """The seconds of every wait; on the clock of the downloader they pass at once."""
+    waits, now = [], [1000.0]
+
+    def sleep(self, seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr("maavt.fetch.http.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("maavt.fetch.http.Http._sleep", sleep)
+    return waits

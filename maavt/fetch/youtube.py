@@ -4,41 +4,19 @@ MAAVT_COOKIES (a file), MAAVT_PROXY (a URL), MAAVT_SLEEP (seconds between videos
 MAAVT_FFMPEG (a path) are passed on.
 """
 
+import csv
 import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 from maavt.errors import UserError
-from maavt.fetch import ENVIRONMENT, PERMANENT, SESSION, TRANSIENT, Failed
+from maavt.fetch import ENVIRONMENT, TRANSIENT, Failed
 
 FORMAT = "bv*[height<=480]+ba/b[height<=480]/bv*+ba/b"
 RUNTIMES = {"deno": "deno", "node": "node", "bun": "bun", "quickjs": "qjs"}  # yt-dlp's name, the program's name
-# In this order: what a message contains -> kind, reason.
-MESSAGES = (
-    (r"not a bot|rate.?limit|HTTP Error 429|too many requests|captcha", SESSION,
-     "YouTube takes us for a bot; wait some hours, set MAAVT_COOKIES to a file of cookies, or raise MAAVT_SLEEP"),
-    (r"cookies are no longer valid|could not (?:load|find|copy).*cookies|cookies? file", SESSION,
-     "the cookies are not usable; export them anew (MAAVT_COOKIES)"),
-    (r"HTTP Error 5\d\d|timed out|failed to resolve|connection (?:reset|refused|aborted)|incomplete", TRANSIENT,
-     "the site fails for now"),
-    (r"proxy", SESSION, "the proxy fails (MAAVT_PROXY)"),
-    (r"ffmpeg|ffprobe", ENVIRONMENT, "yt-dlp needs ffmpeg: pip install 'maavt[youtube]', or set MAAVT_FFMPEG"),
-    (r"no supported javascript runtime|js runtime|challenge solv", ENVIRONMENT,
-     "yt-dlp needs a JavaScript runtime such as deno or node"),
-    (r"no space left|disk quota", ENVIRONMENT, "the disk is full; free some space"),
-    (r"permission denied|read-only file system", ENVIRONMENT, "the folder may not be written"),
-    (r"private", PERMANENT, "private"),
-    (r"confirm your age|age.?restricted|inappropriate for some users", PERMANENT, "age-restricted"),
-    (r"(?:available|blocked) (?:in|on)(?: \w+)? (?:country|countries|location)|geo.?restrict|your country", PERMANENT,
-     "not in this region"),
-    (r"members.only|join this channel|requires payment|premium", PERMANENT, "for members only"),
-    (r"unavailable|not available|removed|terminated|deleted|does not exist|no longer|HTTP Error (?:404|410)"
-     r"|no video formats found|unsupported url", PERMANENT, "gone"),
-    (r"unable to extract|confirm you are on the latest version|please report this issue", ENVIRONMENT,
-     "yt-dlp does not understand the site any more; pip install -U yt-dlp"),
-)
 
 
 def section(url: str, start: float, seconds: float, path: Path, parts: Path) -> None:
@@ -54,12 +32,13 @@ def section(url: str, start: float, seconds: float, path: Path, parts: Path) -> 
     parts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parts, prefix="youtube-") as folder:
         options |= {"paths": {"home": folder}, "outtmpl": {"default": "clip.%(ext)s"}}
-        messages = options["logger"] = _Messages()
+        warnings: list[str] = []  # which often explain an error
+        options["logger"] = SimpleNamespace(debug=len, info=len, error=len, warning=warnings.append)
         try:
             with YoutubeDL(options) as downloader:
                 downloader.download([url])
         except YoutubeDLError as error:
-            raise explain(f"{error} {' '.join(messages.warnings)}") from None
+            raise explain(f"{error} {' '.join(warnings)}") from None
         files = [file for file in Path(folder).iterdir() if file.suffix == ".mp4" and file.stat().st_size]
         if len(files) != 1:
             raise Failed(TRANSIENT, "yt-dlp brought nothing")
@@ -69,9 +48,10 @@ def section(url: str, start: float, seconds: float, path: Path, parts: Path) -> 
 
 def explain(message: str) -> Failed:
     """The kind and the reason in a message of yt-dlp; one that we do not know may be another next time."""
-    for pattern, kind, reason in MESSAGES:
-        if re.search(pattern, message, re.IGNORECASE):
-            return Failed(kind, reason)
+    with open(Path(__file__).with_name("youtube_messages.csv"), newline="") as file:
+        for row in csv.DictReader(file):  # in this order
+            if re.search(row["pattern"], message, re.IGNORECASE):
+                return Failed(row["kind"], row["reason"])
     return Failed(TRANSIENT, "yt-dlp failed")
 
 
@@ -114,18 +94,3 @@ def _options() -> dict:
         except ValueError:
             raise UserError(f"MAAVT_SLEEP={' '.join(sleep)!r}: expected seconds, such as 5 or 5,20") from None
     return options
-
-
-class _Messages:
-    """yt-dlp's logger: keeps warnings, since an error is often explained there."""
-
-    def __init__(self):
-        self.warnings: list[str] = []
-
-    def debug(self, message: str) -> None:
-        pass
-
-    info = error = debug
-
-    def warning(self, message: str) -> None:
-        self.warnings.append(message)

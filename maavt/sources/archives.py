@@ -8,17 +8,20 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from maavt.errors import UserError
-from maavt.fetch import Failed
-from maavt.fetch.archive import Archive, Unpacked, unpack
+from maavt.fetch import Archive, Failed
 from maavt.fetch.http import Http
 from maavt.progress import progress
 from maavt.sources.store import Store
+from maavt.sources.unpack import Unpacked, unpack
 from maavt.work import atomic, project_root
 
 
-def fetch_archives(archives: list[Archive], store: Store, http: Http, *, headers: dict[str, str] | None = None,
-                   page: Callable[[str, str], str] | None = None) -> dict[str, Failed | Unpacked]:
-    """Bring the clips that are missing into the store; what came of each archive that was not done yet, by name."""
+def fetch_archives(archives: list[Archive], store: Store, http: Http,
+                   get: Callable[[Archive, Path], None]) -> dict[str, Failed | Unpacked]:
+    """Bring the clips that are missing into the store, with archives that `get` puts where it is told.
+
+    Returns what came of each archive that was not done yet, by name.
+    """
     todo = [archive for archive in archives if not _done(store, archive)]
     total = sum(archive.size for archive in todo) if all(archive.size for archive in todo) else None
     place, results = placing(store), {}
@@ -34,7 +37,7 @@ def fetch_archives(archives: list[Archive], store: Store, http: Http, *, headers
         def work(archive: Archive) -> Unpacked:
             file = _file(store, archive)
             if not file.exists():
-                http.file(archive.url, file, size=archive.size, sha256=archive.sha256, headers=headers, page=page)
+                get(archive, file)
             return take(file, store, place, bar)
 
         for archive, result in http.each(work, todo):
@@ -43,7 +46,7 @@ def fetch_archives(archives: list[Archive], store: Store, http: Http, *, headers
                 print(f"warning: {archive.name}: {result}", file=sys.stderr)
                 continue
             _warn_if_broken(archive.name, result)
-            if archive.sha256 or not result.broken:  # else another try may bring the whole of it
+            if archive.sha256 or not (result.broken or result.skipped["damaged"]):  # else another try may bring all
                 note = {"of": archive.sha256 or archive.url, "kept": result.kept, "skipped": result.skipped,
                         "broken": result.broken}
                 with atomic(_mark(store, archive)) as path:

@@ -4,9 +4,7 @@ from pathlib import Path
 
 from maavt.clips import SPLITS, Clip, Labels
 from maavt.errors import UserError
-from maavt.fetch import SESSION, Failed
-from maavt.fetch.archive import Archive
-from maavt.fetch.drive import confirm
+from maavt.fetch import SESSION, Archive, Failed
 from maavt.fetch.http import Http
 from maavt.params import Params
 from maavt.sources.archives import fetch_archives, take_local
@@ -49,9 +47,12 @@ def fetch(params: Params, store: Store, http: Http) -> str:
         if params.ave.local:
             take_local(params.ave.local, store, "ave.local")
         else:
+            from maavt.fetch import drive  # gdown takes its time
+
             archive = Archive(name="AVE.zip", url=params.ave.url)
             try:
-                outcome = fetch_archives([archive], store, http, page=confirm).get(archive.name)
+                outcome = fetch_archives([archive], store, http, lambda archive, path: drive.fetch(
+                    http, archive.url, path)).get(archive.name)
             except Failed as failed:
                 if failed.kind == SESSION and "ave.local" not in failed.reason:
                     raise Failed(SESSION, f"{failed.reason}; or fetch the zip by other means and set ave.local"
@@ -59,7 +60,7 @@ def fetch(params: Params, store: Store, http: Http) -> str:
                 raise
             if isinstance(outcome, Failed):
                 raise UserError(f"{params.ave.url}: {outcome.reason}; fetch the zip by other means and set ave.local")
-            if outcome and outcome.broken:
+            if outcome and (outcome.broken or outcome.skipped["damaged"]):
                 return "transient: not in the damaged archive"
     return "permanent: not in the archive"
 

@@ -1,13 +1,13 @@
 """VGGSound (Chen et al., ICASSP 2020): about 200,000 clips of 10 s from YouTube, 309 classes, one label per clip."""
 
 import os
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from maavt.clips import Clip, Labels
 from maavt.errors import UserError
 from maavt.fetch import SESSION, STOPPING, TRANSIENT, Failed, youtube
 from maavt.fetch.http import FRUITLESS, Http
-from maavt.fetch.hub import archives
 from maavt.params import Params
 from maavt.progress import progress
 from maavt.sources.archives import fetch_archives, take_local
@@ -73,8 +73,10 @@ def fetch(params: Params, store: Store, http: Http) -> str:
     if store.missing() and settings.local:
         take_local(settings.local, store, "vggsound.local")
     elif store.missing():
-        found, headers = archives(settings.hub, settings.repository, settings.revision, settings.archives)
-        results = fetch_archives(found, store, http, headers=headers)
+        from maavt.fetch import hub  # its client takes its time
+
+        found = hub.archives(settings.hub, settings.repository, settings.revision, settings.archives)
+        results = fetch_archives(found, store, http, partial(hub.fetch, http))
         if any(isinstance(result, Failed) for result in results.values()):
             reason = "transient: not in the archives that could be had"
     if settings.youtube and (missing := store.missing()):

@@ -9,9 +9,8 @@ from maavt.clips import read_manifest
 from maavt.errors import UserError
 from maavt.sources import ave
 from maavt.stages import download
+from tests.server import QUOTA, Fault, put_on_drive
 from tests.sources.common import contents, make_project, media
-from tests.sources.server import Fault
-from tests.sources.test_http import CONFIRM, QUOTA
 
 ROWS = [("-abc", "Bark", "train", 0, 10), ("def_", "Clock", "val", 2, 4), ("-abc", "Bark", "train", 4, 5),
         ("ghi", "Bus", "test", 0, 0), ("gone", "Bus", "test", 0, 10)]
@@ -45,10 +44,8 @@ def project_for(tmp_path, monkeypatch, coverage: float = 0.5, **settings):
 
 
 @pytest.fixture
-def drive(server, packed):
-    server.routes["/uc"] = lambda *_: ("text/html; charset=utf-8", CONFIRM)
-    server.files["/download?id=1F%26j&confirm=t&uuid=u-1"] = packed
-    return server
+def url(drive, packed) -> str:
+    return put_on_drive(drive, "1F", packed)
 
 
 def check(project, clips) -> None:
@@ -60,8 +57,8 @@ def check(project, clips) -> None:
     assert {name: data for name, data in raw.items() if name.endswith(".mp4")} == clips
 
 
-def test_the_zip_is_fetched_from_drive_over_broken_connections(drive, tmp_path, monkeypatch, clips):
-    project = project_for(tmp_path, monkeypatch, url=f"{drive.url}/uc?id=1F")
+def test_the_zip_is_fetched_from_drive_over_broken_connections(drive, url, tmp_path, monkeypatch, clips):
+    project = project_for(tmp_path, monkeypatch, url=url)
     left = iter(range(3))
     drive.fault = lambda asked: Fault(break_after=3000) if "download" in asked.path and next(left, 9) < 9 else None
     download.main()
@@ -73,9 +70,9 @@ def test_the_zip_is_fetched_from_drive_over_broken_connections(drive, tmp_path, 
     check(project, clips)
 
 
-def test_a_used_up_quota_says_what_to_do_and_keeps_the_state(drive, tmp_path, monkeypatch):
-    project = project_for(tmp_path, monkeypatch, url=f"{drive.url}/uc?id=1F")
-    drive.routes["/uc"] = lambda *_: ("text/html", QUOTA)
+def test_a_used_up_quota_says_what_to_do_and_keeps_the_state(drive, url, tmp_path, monkeypatch):
+    project = project_for(tmp_path, monkeypatch, url=url)
+    drive.routes["/uc"] = lambda *_: ("text/html", QUOTA.encode())
     with pytest.raises(UserError, match="quota for this file is used up.*set ave.local"):
         download.main()
     (manifest,) = (project / ".work").rglob("clips.csv")
@@ -103,18 +100,40 @@ def test_ones_own_zip_that_is_not_there_is_an_error(tmp_path, monkeypatch):
         download.main()
 
 
-def test_a_zip_that_arrived_damaged_is_fetched_again(drive, tmp_path, monkeypatch, clips, packed):
-    project = project_for(tmp_path, monkeypatch, coverage=0.1, url=f"{drive.url}/uc?id=1F")
-    drive.files["/download?id=1F%26j&confirm=t&uuid=u-1"] = packed[: len(packed) // 2]
+def test_a_zip_that_arrived_damaged_is_fetched_again(drive, url, tmp_path, monkeypatch, clips, packed):
+    project = project_for(tmp_path, monkeypatch, coverage=0.1, url=url)
+    put_on_drive(drive, "1F", packed[: len(packed) // 2])
     with pytest.raises(UserError, match="0 of 5 clips are here"):
         download.main()
-    drive.files["/download?id=1F%26j&confirm=t&uuid=u-1"] = packed
+    put_on_drive(drive, "1F", packed)
     download.main()
     check(project, clips)
 
 
-def test_drives_refusal_says_how_else_to_get_the_zip(drive, tmp_path, monkeypatch):
-    project_for(tmp_path, monkeypatch, url=f"{drive.url}/uc?id=1F")
-    drive.fault = lambda asked: Fault(status=403)
-    with pytest.raises(UserError, match=r"refuses access \(HTTP 403\).*set ave.local"):
+def test_drives_refusal_says_how_else_to_get_the_zip(drive, url, tmp_path, monkeypatch):
+    project_for(tmp_path, monkeypatch, url=url)
+    drive.fault = lambda asked: Fault(status=403, headers={"Content-Type": "text/html"})
+    with pytest.raises(UserError, match="refuses access.*set ave.local"):
         download.main()
+
+
+def test_a_zip_at_a_plain_address_does_as_well(server, tmp_path, monkeypatch, packed, clips):
+    server.files["/AVE.zip"] = packed
+    project = project_for(tmp_path, monkeypatch, url=f"{server.url}/AVE.zip")
+    left = iter(range(3))
+    server.fault = lambda asked: Fault(break_after=4000) if next(left, 9) < 9 else None
+    download.main()
+    check(project, clips)
+    assert [asked.headers.get("Range") for asked in server.asked].count(None) < len(server.asked)
+
+
+def test_clips_that_are_damaged_in_the_zip_are_fetched_again(drive, url, tmp_path, monkeypatch, clips, packed):
+    project = project_for(tmp_path, monkeypatch, coverage=0.1, url=url)
+    place = packed.index(clips["AVE/def_.mp4"]) + 500
+    put_on_drive(drive, "1F", packed[:place] + bytes([packed[place] ^ 1]) + packed[place + 1:])
+    download.main()
+    listed, _ = read_manifest(project / "data/raw/ave")
+    assert {clip.reason for clip in listed} == {"", "transient: not in the damaged archive"}
+    put_on_drive(drive, "1F", packed)
+    download.main()
+    check(project, clips)

@@ -11,8 +11,8 @@ from maavt.errors import UserError
 from maavt.media.decode import Rejected, decode
 from maavt.sources import cremad
 from maavt.stages import download
+from tests.server import Fault
 from tests.sources.common import contents, make_project, media, write_media
-from tests.sources.server import Fault
 
 NAMES = ("1001_DFA_ANG_XX", "1002_DFA_HAP_XX", "1003_DFA_SAD_XX", "1076_MTI_NEU_XX")
 

@@ -1,7 +1,8 @@
 """Archives of strangers: the wanted members of a tar.gz, tar or zip, each in place whole, and nothing else.
 
 No member's name becomes a path: the caller says where each wanted one goes. Links, devices and sparse files are
-skipped, as are members with unsafe names, larger than a clip can be, or there twice.
+skipped, as are members with unsafe names, larger than a clip can be, or there twice. By hand, since tarfile and zipfile
+put no limit to what a hostile archive makes them read into memory.
 """
 
 import gzip
@@ -23,16 +24,6 @@ LARGEST_SKIP = 1 << 36  # bytes of unwanted members that a tar.gz is read past
 MOST_MEMBERS = 1_000_000
 LARGEST_HEADER = 1 << 20  # bytes of a member's own headers, or per member of a zip's table
 CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Archive:
-    """Where an archive is, and its size and SHA-256 where they are known."""
-
-    name: str
-    url: str
-    size: int | None = None
-    sha256: str | None = None
 
 
 @dataclass

@@ -7,9 +7,9 @@ import zipfile
 import pytest
 
 from maavt.fetch import Failed
-from maavt.fetch import archive as module
-from maavt.fetch.archive import unpack
 from maavt.fetch.budget import Budget
+from maavt.sources import unpack as module
+from maavt.sources.unpack import unpack
 
 
 def member(name: str, data: bytes = b"clip", **facts) -> tuple[tarfile.TarInfo, bytes]:

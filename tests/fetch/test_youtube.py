@@ -9,8 +9,8 @@ from maavt.clips import read_manifest
 from maavt.errors import UserError
 from maavt.fetch import Failed, youtube
 from maavt.stages import download
+from tests.server import Fault, Hub
 from tests.sources.common import make_project, media
-from tests.sources.server import Fault
 
 pytest.importorskip("yt_dlp")
 
@@ -20,9 +20,7 @@ def project(server, tmp_path, monkeypatch):
     """A VGGSound of three clips, of which the archives have none."""
     server.files["/vggsound.csv"] = b"-video00001,2,air horn,train\nvideo000002,0,air horn,test\n" \
                                     b"video000003,0,air horn,test\n"
-    server.routes["/api/datasets/Loie/VGGSound/tree/main"] = lambda *_: (
-        "application/json", b'[{"type": "file", "path": "vggsound_00.tar.gz", "size": 5, "oid": "0"}]')
-    server.files["/datasets/Loie/VGGSound/resolve/main/vggsound_00.tar.gz"] = b"empty"
+    Hub(server).put("vggsound_00.tar.gz", b"empty")
     video = media(seconds=14)
     for name in ("-video00001", "video000002"):
         page = f'<html><title>{name}</title><video src="/{name}.mp4" type="video/mp4"></video></html>'.encode()
