@@ -78,7 +78,7 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
             if not landed:  # behind the first frame that is needed: read from the beginning instead
                 picture, sound, _ = read(seek=False)
             tracks = (picture.track, sound.track)
-            empty = {track.stream.index for track in tracks if track.latest is None and track.others}
+            empty = {track.index for track in tracks if track.latest is None and track.others}
             if not empty:
                 break
             without |= empty  # the first programme of a broadcast, say, of which nothing was kept

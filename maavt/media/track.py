@@ -16,7 +16,8 @@ class Track:
     """
 
     def __init__(self, stream, begin: float, joints: list[float], others: bool = False):
-        self.stream = stream
+        self.stream = stream  # not to be asked anything when the file is closed
+        self.index = stream.index
         self.others = others  # whether the file has more tracks of the kind
         self.tick = float(stream.time_base or 0)
         self.origin = begin
