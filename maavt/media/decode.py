@@ -71,18 +71,20 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
         raise ValueError(f"{wanted=}: expected some of {seconds} seconds")
     try:
         _check_file(path)
-        without: set[int] = set()
+        without, alone = set(), None
         while True:
-            read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted, without)
+            read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted, without, alone)
             picture, sound, landed = read(seek=start > SEEK_FROM)
             if not landed:  # behind the first frame that is needed: read from the beginning instead
                 picture, sound, _ = read(seek=False)
             tracks = (picture.track, sound.track)
-            empty = {track.index for track in tracks if track.latest is None and track.others}
-            if not empty:
+            if empty := {track.index for track in tracks if track.latest is None and track.others}:
+                without |= empty  # the first programme of a broadcast, say, of which nothing was kept
+                continue
+            _check_decoded(picture, sound, seconds if pad == "silence" else 0)
+            waveform = sound.finish(repeat=pad == "tile")
+            if (alone := sound.cancelled) is None:
                 break
-            without |= empty  # the first programme of a broadcast, say, of which nothing was kept
-        _check_decoded(picture, sound, seconds if pad == "silence" else 0)
         return Media(
             video_seconds=float(seconds) if picture.done else max(picture.end, 0.0),
             audio_seconds=min(sound.end, float(seconds)),
@@ -90,7 +92,7 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
             height=picture.held.height,
             frame_rate=picture.rate,
             frames=picture.finish(repeat=pad == "tile"),
-            waveform=sound.finish(repeat=pad == "tile"),
+            waveform=waveform,
         )
     except Rejected:
         raise
@@ -116,9 +118,9 @@ def _check_file(path: str | os.PathLike) -> None:
 
 
 def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: int, start: float, wanted: range,
-          without: set[int], *, seek: bool):
+          without: set[int], alone: int | None, *, seek: bool):
     """(picture, sound, whether a seek landed early enough) after one pass over the file, as short as possible; the
-    tracks `without` are left alone."""
+    tracks `without` are passed over, and of the sound the channel `alone` is taken."""
     try:  # "file:", lest a colon in a name be taken for a protocol
         container = av.open(f"file:{os.fspath(Path(path).absolute())}", metadata_errors="ignore",
                             container_options={"protocol_whitelist": "file"})
@@ -138,7 +140,7 @@ def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: i
         begin = _origin(container, (video, audio)) + start
         joints = [0.0]
         picture = Picture(Track(video, begin, joints, more_video), seconds, wanted, frame_size)
-        sound = Sound(Track(audio, begin, joints, more_audio), seconds, sample_rate)
+        sound = Sound(Track(audio, begin, joints, more_audio), seconds, sample_rate, alone)
         if seek and not _sought(container, video, begin - PREROLL):
             return picture, sound, False
         _fill(container, picture, sound, seconds)

@@ -339,6 +339,23 @@ def test_channels_of_unknown_places_are_averaged(tmp_path):
     assert ask(path, 1).waveform == pytest.approx(0.3, abs=0.001)
 
 
+@pytest.mark.parametrize("acodec, fmt", [("pcm_s16le", "s16"), ("aac", "fltp")])
+@pytest.mark.parametrize("seconds", [0.2, 4])
+def test_of_channels_that_cancel_each_other_out_one_is_taken(tmp_path, acodec, fmt, seconds):
+    sound = np.random.default_rng(0).normal(0, 0.01, (2, round(seconds * RATE))) * 0.01  # as of two converters
+    sound += np.outer([0.95, -1], tone(seconds))
+    path = write_clip(tmp_path / "a.mkv", [grey(0)] * 40, sound, acodec=acodec, fmt=fmt, layout="stereo")
+    waveform = ask(path, 4, pad="tile").waveform[:round(seconds * RATE)]
+    assert 0.9 < np.abs(waveform[RATE // 20:-RATE // 20]).max() / 0.5 < 1.1
+    assert np.corrcoef(waveform, sound[1])[0, 1] > 0.95 or acodec == "aac"  # which shifts the tone
+
+
+def test_channels_that_differ_are_mixed(tmp_path):
+    for number, gains in enumerate([(1, 0), (0, 1), (1, -0.5)]):
+        path = write_clip(tmp_path / f"{number}.mkv", [grey(0)] * 10, np.outer(gains, tone(1)), layout="stereo")
+        assert np.abs(ask(path, 1).waveform - sum(gains) / 2 * tone(1)).max() < 0.001
+
+
 @pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000, 96000])
 def test_sound_of_any_rate_is_resampled_in_place(tmp_path, rate):
     path = write_clip(tmp_path / "a.mkv", [grey(0)] * 20, tone(2, rate)[None], rate=rate)
