@@ -21,19 +21,19 @@ def run(*options) -> subprocess.CompletedProcess:
     return subprocess.run(command, check=True, capture_output=True)
 
 
-def shown(path: Path, begin: float = 0, seconds: float = 10) -> tuple[np.ndarray, np.ndarray]:
+def shown(path: Path, begin: float = 0, seconds: float = 10, track: str = "0:v:0") -> tuple[np.ndarray, np.ndarray]:
     """Times (N,) and pictures (N, SIZE, SIZE, 3) of the frames of a file, from shortly before `begin` on."""
     seek = ("-copyts", "-start_at_zero", "-ss", begin - 1) if begin else ()
-    made = run(*seek, "-t", seconds + 1, "-i", path, "-map", "0:v:0", "-vf", f"showinfo,{SQUARE}", "-fps_mode",
+    made = run(*seek, "-t", seconds + 1, "-i", path, "-map", track, "-vf", f"showinfo,{SQUARE}", "-fps_mode",
                "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     times = re.findall(r"\] n: .* pts_time:\s*(-?[\d.]+)", made.stderr.decode(errors="replace"))
     pictures = np.frombuffer(made.stdout, np.uint8).reshape(-1, SIZE, SIZE, 3)
     return np.array(times[: len(pictures)], float), pictures.astype(np.float32)
 
 
-def heard(path: Path, begin: float = 0, seconds: float = 10) -> np.ndarray:
+def heard(path: Path, seconds: float = 10) -> np.ndarray:
     """The mono sound of a file, on the clock of its frames."""
-    made = run("-ss", begin, "-i", path, "-t", seconds, "-map", "0:a:0", "-af", "aresample=async=1:first_pts=0", "-ac",
+    made = run("-i", path, "-t", seconds, "-map", "0:a:0", "-af", "aresample=async=1:first_pts=0", "-ac",
                1, "-ar", RATE, "-f", "f32le", "-")
     return np.frombuffer(made.stdout, np.float32)
 
