@@ -59,3 +59,26 @@ def test_frames_without_times_are_shown_one_by_one_at_the_times_that_packets_hav
     for second, frame in enumerate(read(f"faults/{name}").frames):
         most_alike = np.abs(pictures - frame.astype(np.float32)).mean((1, 2, 3)).argmin()
         assert most_alike == np.count_nonzero(stored - stored[0] <= second + 0.5) - 1
+
+
+@pytest.mark.parametrize("options", [("-bf", 2), ("-bf", 0), ("-bf", 8, "-b_strategy", 0)])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "mov", "flv", "nut"])
+def test_any_container_shows_what_is_on_view(tmp_path, suffix, options):
+    path = tmp_path / f"a.{suffix}"
+    run("-i", SHARED / "clips/rabbit.mp4", "-t", 4, "-c:v", "libx264", "-preset", "ultrafast", *options, "-c:a", "aac",
+        path)
+    for _, apart, least in off_view(read(path).frames[:4], path):
+        assert apart < 1 and apart <= least + 0.05
+
+
+@pytest.mark.parametrize("codec, top", [("mpeg2video", 1), ("mpeg2video", 0), ("libx264", 1), ("mpeg4", 1)])
+def test_interlaced_picture_is_that_of_its_first_field(tmp_path, codec, top):
+    """Of 50 pictures per second every other row, so that each frame holds two of them."""
+    lines = f"testsrc2=s=360x288:r=50:d=2,interlace=scan={'tff' if top else 'bff'}"
+    run("-f", "lavfi", "-i", lines, "-f", "lavfi", "-i", "sine=d=2", "-c:v", codec, "-flags", "+ildct+ilme", "-b:v",
+        "4M", "-c:a", "mp2", tmp_path / "a.mkv")
+    run("-f", "lavfi", "-i", "testsrc2=s=360x288:r=25:d=2", "-c:v", "ffv1", tmp_path / "whole.mkv")
+    times, pictures = shown(tmp_path / "whole.mkv")
+    for second, frame in enumerate(read(tmp_path / "a.mkv").frames[:2]):
+        apart = np.abs(pictures - frame.astype(np.float32)).mean((1, 2, 3))
+        assert abs(times[apart.argmin()] - second - 0.48) < 0.041 and apart.min() < SYNTHETIC
