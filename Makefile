@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 
-.PHONY: repro test ablate paper install clean
+.PHONY: repro test fuzz ablate paper install clean
 
 repro: $(BIN)/.installed
 	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { echo "error: this folder is no git repository with a commit, which DVC needs; clone the project with git, or run: git init && git add . && git commit -m start" >&2; exit 1; }
@@ -16,6 +16,11 @@ repro: $(BIN)/.installed
 test: $(BIN)/.installed
 	@$(RUN) ruff check -q .
 	@$(RUN) python -m pytest -n 2 --dist loadfile
+
+# make fuzz: 10,000 damaged files, each of which must get a verdict (half an hour); make fuzz FILES=500: fewer.
+FILES ?= 10000
+fuzz: $(BIN)/.installed
+	@MAAVT_FUZZ=$(FILES) $(RUN) python -m pytest tests/media/test_decode.py -k mutated
 
 # make ablate SETTINGS='maavt.lsa=true,false' SEEDS='0 1': a grid of experiments; by default Table 8's numbers of tokens.
 SETTINGS ?= tokens=2,5,10,15

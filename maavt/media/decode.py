@@ -11,12 +11,13 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.format import Flags
 
 from maavt.media.picture import MAX_PIXELS, Picture, check_size
 from maavt.media.rejected import REASONS, Rejected
@@ -30,7 +31,9 @@ MAX_PACKETS = 1_000_000  # read from one file: ten hours of video, or a file tha
 MAX_FRAMES = 200_000  # pictures decoded from one file: two hours at 30 per second, when it cannot be sought in
 MAX_LAG = 60.0  # seconds by which one track may be stored behind the other, or a picture stand still
 SEEK_FROM = 10.0  # seconds: a clip that starts later is sought
-PREROLL = 2.0  # seconds decoded ahead of a sought clip, so that decoders have settled and both tracks are there
+# Seconds decoded ahead of a sought clip, so that decoders have settled and both tracks are there; where that was not
+# enough, for the next whole picture came too late, the next number.
+PREROLLS = 2.0, 12.0, 60.0
 PLAYLISTS = {"concat", "dash", "hls", "imf", "sdp", "tty", "webm_dash_manifest"}  # other files, or plain text
 
 av.logging.set_level(None)  # a broken file is a rejection, not a page of messages
@@ -71,18 +74,21 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
         raise ValueError(f"{wanted=}: expected some of {seconds} seconds")
     try:
         _check_file(path)
-        without: set[int] = set()
+        without, alone = set(), None
         while True:
-            read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted, without)
-            picture, sound, landed = read(seek=start > SEEK_FROM)
-            if not landed:  # behind the first frame that is needed: read from the beginning instead
-                picture, sound, _ = read(seek=False)
+            read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted, without, alone)
+            for preroll in (*(PREROLLS if start > SEEK_FROM else ()), None):  # None: from the beginning
+                picture, sound, landed = read(preroll=preroll)
+                if landed:
+                    break
             tracks = (picture.track, sound.track)
-            empty = {track.stream.index for track in tracks if track.latest is None and track.others}
-            if not empty:
+            if empty := {track.index for track in tracks if track.empty and track.others}:
+                without |= empty  # the first programme of a broadcast, say, of which nothing was kept
+                continue
+            _check_decoded(picture, sound, seconds if pad == "silence" else 0)
+            waveform = sound.finish(repeat=pad == "tile")
+            if (alone := sound.cancelled) is None:
                 break
-            without |= empty  # the first programme of a broadcast, say, of which nothing was kept
-        _check_decoded(picture, sound, seconds if pad == "silence" else 0)
         return Media(
             video_seconds=float(seconds) if picture.done else max(picture.end, 0.0),
             audio_seconds=min(sound.end, float(seconds)),
@@ -90,7 +96,7 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
             height=picture.held.height,
             frame_rate=picture.rate,
             frames=picture.finish(repeat=pad == "tile"),
-            waveform=sound.finish(repeat=pad == "tile"),
+            waveform=waveform,
         )
     except Rejected:
         raise
@@ -116,18 +122,13 @@ def _check_file(path: str | os.PathLike) -> None:
 
 
 def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: int, start: float, wanted: range,
-          without: set[int], *, seek: bool):
-    """(picture, sound, whether a seek landed early enough) after one pass over the file, as short as possible; the
-    tracks `without` are left alone."""
-    try:  # "file:", lest a colon in a name be taken for a protocol
-        container = av.open(f"file:{os.fspath(Path(path).absolute())}", metadata_errors="ignore",
-                            container_options={"protocol_whitelist": "file"})
-    except Exception as error:  # even a MemoryError: it is a broken header that asks for so much
-        raise Rejected("not media", str(error)) from None
-    with container:
+          without: set[int], alone: int | None, *, preroll: float | None):
+    """(picture, sound, whether a seek to `preroll` seconds before the clip landed early enough) after one pass over
+    the file, as short as possible; the tracks `without` are passed over, and of the sound the channel `alone` is
+    taken."""
+    with _open(path) as container:
         if container.format.name in PLAYLISTS:
             raise Rejected("not media", f"a file of the kind {container.format.name}")
-        container.flags &= ~av.container.Flags.gen_pts.value  # it reads ahead without bound to make up times
         (video, more_video), (audio, more_audio) = (_choose(container, kind, without) for kind in ("video", "audio"))
         check_size(video.codec_context.width, video.codec_context.height)
         for stream in container.streams:
@@ -138,11 +139,21 @@ def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: i
         begin = _origin(container, (video, audio)) + start
         joints = [0.0]
         picture = Picture(Track(video, begin, joints, more_video), seconds, wanted, frame_size)
-        sound = Sound(Track(audio, begin, joints, more_audio), seconds, sample_rate)
-        if seek and not _sought(container, video, begin - PREROLL):
+        sound = Sound(Track(audio, begin, joints, more_audio), seconds, sample_rate, alone)
+        if preroll is not None and not _sought(container, video, begin - preroll, path):
             return picture, sound, False
         _fill(container, picture, sound, seconds)
-        return picture, sound, not seek or (picture.begin <= 0.5 and sound.begin <= 0)
+        return picture, sound, preroll is None or (picture.begin <= 0.5 and sound.begin <= 0)
+
+
+def _open(path: str | os.PathLike) -> InputContainer:
+    try:  # "file:", lest a colon in a name be taken for a protocol
+        container = av.open(f"file:{os.fspath(Path(path).absolute())}", metadata_errors="ignore",
+                            container_options={"protocol_whitelist": "file"})
+    except Exception as error:  # even a MemoryError: it is a broken header that asks for so much
+        raise Rejected("not media", str(error)) from None
+    container.flags &= ~av.container.Flags.gen_pts.value  # it reads ahead without bound to make up times
+    return container
 
 
 def _choose(container: InputContainer, kind: str, without: set[int]):
@@ -177,12 +188,30 @@ def _origin(container: InputContainer, streams) -> float:
     return min(starts, default=0.0)
 
 
-def _sought(container: InputContainer, video, time: float) -> bool:
+def _sought(container: InputContainer, video, time: float, path: str | os.PathLike) -> bool:
+    if container.format.flags & Flags.ts_discont.value:
+        status = os.stat(path)
+        if _is_joined(os.fspath(Path(path).absolute()), status.st_size, status.st_mtime_ns):
+            return False
     try:
         container.seek(int(time / video.time_base), stream=video)
     except Exception:  # a file without an index, say
         return False
     return True
+
+
+@lru_cache(1000)
+def _is_joined(path: str, *_: int) -> bool:
+    """Whether a file is several recordings, whose clocks start anew: then a time alone is no place in it. Its packets
+    are looked through without decoding them; further arguments tell one file from another of the same name."""
+    with _open(path) as container:
+        video = next(stream for stream in container.streams if stream.type == "video")
+        track = Track(video, 0.0, [0.0])
+        for packet in _packets(container, video):
+            track.join(packet)
+            if track.recording:
+                return True
+    return False
 
 
 def _fill(container: InputContainer, picture: Picture, sound: Sound, seconds: int) -> None:

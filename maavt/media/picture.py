@@ -17,6 +17,7 @@ MAX_PIXELS = 8192 * 4352  # a picture of 8K, UHD or DCI, with its last macrobloc
 REORDERED = 16  # frames that may be stored between a frame and the one shown next, at most, in any codec
 MAX_WAITING = 16 * 2**20  # bytes of packets
 MAX_STILL = 60.0  # seconds that the last frame may be shown
+PROGRESSIVE = 0, 1  # orders of fields: not known, and none
 MAX_ASPECT = 16  # long side over short side, as displayed
 
 # Correct to the rounding, at 1 ms per 1080p frame; without the flags white comes out as 253.
@@ -45,7 +46,8 @@ class Picture:
         self.step = 0.04  # seconds between the last two frames; at first a guess
         self.rate = float(track.stream.average_rate or 0)  # for people to read; nothing goes by it
         self.shape = float(track.stream.sample_aspect_ratio or 1)  # asked later, it is read from a closed file
-        self.reordered = track.stream.codec_context.has_b_frames  # without, every frame may be referred to
+        coded = track.stream.codec_context  # without reordering, every frame may be referred to; fields come in packets
+        self.reordered = coded.has_b_frames and coded.field_order in PROGRESSIVE
         self.waiting: deque[av.Packet] = deque()
         self.waiting_bytes = 0
         self.times: list[float] = []  # of the waiting packets and of some before them, sorted
@@ -153,12 +155,15 @@ def _whole(frame: av.VideoFrame) -> av.VideoFrame:
     if not frame.interlaced_frame:
         return frame
     graph = Graph()
-    graph.link_nodes(graph.add_buffer(template=None, width=frame.width, height=frame.height, format=frame.format,
-                                      time_base=Fraction(1, 25)), graph.add("estdif", "mode=frame"),
-                     graph.add("buffersink")).configure()
-    graph.push(frame)
-    graph.push(None)
-    return graph.pull()
+    try:
+        graph.link_nodes(graph.add_buffer(template=None, width=frame.width, height=frame.height, format=frame.format,
+                                          time_base=Fraction(1, 25)), graph.add("estdif", "mode=frame"),
+                         graph.add("buffersink")).configure()
+        graph.push(frame)
+        graph.push(None)
+        return graph.pull()
+    except (ValueError, OSError):  # of a size or a format that is not for it
+        return frame
 
 
 def _to_rgb(frame: av.VideoFrame, shape: float, size: int) -> av.VideoFrame:

@@ -1,6 +1,7 @@
 """The sound track of a media file -> a mono waveform, in place on the clip's clock."""
 
 import math
+from collections import Counter
 from functools import lru_cache
 
 import av
@@ -16,14 +17,17 @@ MAX_JITTER = 0.1  # seconds by which a sound's time may differ from the end of t
 # How loud each channel is in the mono mix (ITU-R BS.775, as FFmpeg has it), before they are scaled to sum to 1.
 MIX = {"FL": 0.5**0.5, "FR": 0.5**0.5, "FLC": 0.5**0.5, "FRC": 0.5**0.5, "FC": 1.0,
        "BL": 0.5, "BR": 0.5, "BC": 0.5, "SL": 0.5, "SR": 0.5, "LFE": 0.0, "LFE2": 0.0}
+MIXED = -1  # beside the numbers of channels: their mix
+CANCELLED = 0.01  # of the power that the loudest channel has in the mix: with less, they cancel each other out
 
 
 class _Stretch:
     """Sound without a gap, of one rate, format and layout, mixed and resampled as it comes: many frames at once, which
     is three times as fast as one by one, but no more than stay in the processor's cache."""
 
-    def __init__(self, begin: float, kind: tuple[int, str, str], rate: int):
+    def __init__(self, begin: float, kind: tuple[int, str, str], rate: int, alone: int | None, power: Counter):
         self.begin = begin  # seconds
+        self.alone, self.power = alone, power
         self.kind = kind
         self.queue = av.AudioFifo()
         self.resampler = None if kind[0] == rate else av.AudioResampler("flt", "mono", rate)
@@ -36,7 +40,7 @@ class _Stretch:
             self._empty_queue()
 
     def _empty_queue(self) -> None:
-        samples = _to_mono(self.queue.read())
+        samples = _to_mono(self.queue.read(), self.alone, self.power)
         if not np.isfinite(samples).all():
             samples = np.nan_to_num(samples)
         self._keep(samples.clip(-1, 1, out=samples))
@@ -60,12 +64,15 @@ class _Stretch:
 
 
 class Sound:
-    """Gathers the stretches of sound within the clip as mono, each with its beginning on the clip's clock."""
+    """Gathers the stretches of sound within the clip as mono, each with its beginning on the clip's clock: the mix of
+    all channels, or the one of the number `alone`."""
 
-    def __init__(self, track: Track, seconds: int, rate: int):
+    def __init__(self, track: Track, seconds: int, rate: int, alone: int | None = None):
         self.track = track
         self.seconds = seconds
         self.rate = rate
+        self.alone = alone
+        self.power: Counter = Counter()  # sum of squares of each channel in the mix, and of MIXED
         self.stretches: list[_Stretch] = []
         self.decoded = 0
         self.begin = math.inf
@@ -94,7 +101,7 @@ class Sound:
             if self.last > 0 and time < self.seconds:
                 kind = frame.sample_rate, frame.format.name, frame.layout.name
                 if gap or not self.stretches or self.stretches[-1].kind != kind:
-                    self.stretches.append(_Stretch(time, kind, self.rate))
+                    self.stretches.append(_Stretch(time, kind, self.rate, self.alone, self.power))
                 self.stretches[-1].add(frame)
                 self.end = self.last
 
@@ -110,9 +117,18 @@ class Sound:
             waveform = np.resize(waveform[:max(round(self.end * self.rate), 1)], len(waveform))
         return waveform.clip(-1, 1)
 
+    @property
+    def cancelled(self) -> int | None:
+        """When finished: the loudest channel where the mix has lost what is in it, as of a plug wired wrongly."""
+        if self.alone is not None or len(self.power) < 2:
+            return None
+        loudest = max(self.power.keys() - {MIXED}, key=self.power.get)
+        return loudest if self.power[MIXED] < CANCELLED * self.power[loudest] else None
 
-def _to_mono(frame: av.AudioFrame) -> np.ndarray:
-    """(samples,) float32, nominally in [-1, 1], from any sample format and layout."""
+
+def _to_mono(frame: av.AudioFrame, alone: int | None, power: Counter) -> np.ndarray:
+    """(samples,) float32, nominally in [-1, 1], from any sample format and layout; their squares are added to `power`,
+    as are those of the channels."""
     channels = tuple(channel.name for channel in frame.layout.channels)
     if len(channels) >= 8 and frame.format.is_planar or frame.format.name.startswith("s64"):
         (frame,) = av.AudioResampler("flt").resample(frame)  # PyAV reads beyond eight planes, and knows no s64
@@ -125,7 +141,13 @@ def _to_mono(frame: av.AudioFrame) -> np.ndarray:
             samples -= 128
         if stored.dtype.kind in "ui":
             samples /= 2.0 ** (8 * stored.itemsize - 1)
-        return _weights(channels) @ samples
+        weights = _weights(channels)
+        if len(channels) == 1 or alone is not None:
+            return np.ascontiguousarray(samples[alone if alone and alone < len(channels) else 0])
+        mixed = weights @ samples
+        power[MIXED] += float(mixed @ mixed)
+        power.update(dict(enumerate((np.einsum("ij,ij->i", samples, samples) * weights**2).tolist())))
+        return mixed
 
 
 @lru_cache

@@ -16,7 +16,8 @@ class Track:
     """
 
     def __init__(self, stream, begin: float, joints: list[float], others: bool = False):
-        self.stream = stream
+        self.stream = stream  # not to be asked anything when the file is closed
+        self.index = stream.index
         self.others = others  # whether the file has more tracks of the kind
         self.tick = float(stream.time_base or 0)
         self.origin = begin
@@ -24,6 +25,7 @@ class Track:
         self.recording = 0  # the number of the one that packets come from
         self.latest: int | None = None  # decoding time of the last packet, as stored
         self.reach = -math.inf  # seconds: how far the packets go, on the joint clock
+        self.empty = True  # whether no packet has come
         self.begins: list[float] = []  # where further recordings begin, on the clip's clock
         self.error = ""
 
@@ -32,8 +34,11 @@ class Track:
         stamp = packet.pts if packet.dts is None else packet.dts
         if stamp is None or not self.tick:
             return
+        self.empty = False
         duration = packet.duration or 0
-        if self.latest is not None and (self.latest - stamp) * self.tick > JUMP:
+        if packet.dts is None:  # when it is shown says nothing: Matroska stores B-frames behind what comes after them
+            pass
+        elif self.latest is not None and (self.latest - stamp) * self.tick > JUMP:
             self.recording += 1
             begin = (stamp if packet.pts is None else packet.pts) * self.tick
             if len(self.joints) == self.recording:  # the other track is not there yet
@@ -41,7 +46,7 @@ class Track:
             self.begins.append(begin + self.joints[self.recording] - self.origin)
         elif self.latest is not None:
             duration = duration or max(stamp - self.latest, 0)
-        self.latest = stamp
+        self.latest = self.latest if packet.dts is None else stamp
         if shift := round(self.joints[self.recording] / self.tick):
             packet.pts = None if packet.pts is None else packet.pts + shift
             packet.dts = None if packet.dts is None else packet.dts + shift

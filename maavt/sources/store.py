@@ -84,6 +84,8 @@ class Store:
         found = fan_out(look_into, paths, time_limit=TIME_LIMIT, label=lambda item: item[0], tolerant=True)
         results = zip(new, found, strict=True)
         for path, (_, result) in progress(results, total=len(new), label="looking into clips", unit="clip"):
+            if isinstance(result, Rejected) and result.reason == "failed here":
+                continue  # a mistake of ours is no verdict on the file, which was long in coming
             if isinstance(result, Rejected):
                 self.budget.give(self.place(path).stat().st_size)
                 self.place(path).unlink()

@@ -16,8 +16,9 @@ from functools import lru_cache
 from typing import Any
 
 from maavt.errors import UserError
+from maavt.media.rejected import Rejected
 from maavt.work import fingerprint
-from maavt.workers.local import fan_out
+from maavt.workers.local import fan_out, tell
 
 IN_FLIGHT = 4  # items per thread of the cluster
 CONNECT = 20  # seconds
@@ -60,7 +61,10 @@ def fan_out_on_cluster(address: str, function: Callable[[Any], Any], items: Iter
                 if not tasks:
                     return
                 item, future = tasks.popleft()
-                yield item, pickle.loads(future.result())
+                result = pickle.loads(future.result())
+                if isinstance(result, Rejected) and result.reason == "failed here":  # told to the Dask worker's log
+                    tell(label(item), result)
+                yield item, result
                 del future
         except (KilledWorker, FutureCancelledError, OSError) as error:
             raise UserError(f"MAAVT_DASK={address}: the cluster was lost ({error}); the same command goes on from the "

@@ -85,6 +85,11 @@ def fan_out(
         crew.end()
 
 
+def tell(name: str, failed: Rejected) -> None:
+    """Log the origin of a mistake of ours, which costs the item of that name."""
+    LOG.error("%s: %s; it is left out\n%s", name, failed.detail, "\n".join(failed.__notes__))
+
+
 @dataclass(eq=False)
 class _Task:
     item: Any
@@ -145,9 +150,9 @@ class _Crew:
                 if kind == "error":
                     raise value
             elif kind == "error" and self.tolerant:
-                told = "\n".join(getattr(value, "__notes__", ()))
-                LOG.error("%s: %s; this clip is left out\n%s", label(task.item), value, told)
                 task.result, task.done = Rejected("failed here", f"{type(value).__name__}: {value}"), True
+                task.result.__notes__ = getattr(value, "__notes__", [str(value)])
+                tell(label(task.item), task.result)
             elif kind == "error":
                 value.add_note(f"in a worker process, on {label(task.item)}")
                 task.error, task.done = value, True

@@ -162,6 +162,22 @@ def test_a_journal_that_a_kill_cut_off_is_read_up_to_there(tmp_path):
             'permanent: gone, "really"', "transient: HTTP 500", "unknown"]
 
 
+def fail(item):
+    raise ZeroDivisionError("a mistake of ours")
+
+
+def test_a_mistake_of_ours_costs_no_file(tmp_path, monkeypatch):
+    clips = many(2)
+    with Store(tmp_path, clips, Budget(tmp_path)) as store:
+        for clip in clips:
+            store.place(clip.path).parent.mkdir(parents=True, exist_ok=True)
+            store.place(clip.path).write_bytes(b"film")
+            store.note(clip.path)
+        monkeypatch.setattr("maavt.sources.store.look_into", fail)
+        store.inspect(shortest=0.5)
+        assert store.manifest("unknown") == clips and all(store.place(clip.path).exists() for clip in clips)
+
+
 def test_only_failures_that_may_pass_are_tried_again_unless_asked(tmp_path):
     clips = many(5)
     kinds = ("permanent", "content", "transient", "session", "environment")

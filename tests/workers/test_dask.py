@@ -53,6 +53,12 @@ def test_another_error_is_raised_here(on_cluster):
         list(fan_out(misbehave, [1, "fail", 2]))
 
 
+def test_with_tolerance_it_costs_its_item_only_and_its_traceback_is_logged_here(on_cluster, caplog):
+    found = [result for _, result in fan_out(misbehave, [1, "fail", 2], tolerant=True)]
+    assert (found[0][0], found[1].reason, found[2][0]) == (1, "failed here", 2)
+    assert caplog.text.count("fail: KeyError: 'unexpected'; it is left out") == 1 and "in misbehave" in caplog.text
+
+
 def test_shards_are_the_same_byte_for_byte(project, on_cluster, monkeypatch):
     monkeypatch.setattr("maavt.workers.local._Crew", None)  # no work in this process
     before = {path.name: sha256(path) for path in (project / "data/shards").rglob("*.*")}
