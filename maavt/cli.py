@@ -4,6 +4,7 @@ Stages are run through it too (`python -m maavt.cli train`), so that a Ctrl-C wh
 """
 
 import importlib
+import os
 import sys
 
 from maavt.errors import UsageError, run
@@ -39,6 +40,8 @@ def command(arguments: list[str]) -> int | None:
         return 0 if arguments else 2
     if name not in STAGES | COMMANDS:
         raise UsageError(f"no command {name!r}; expected one of {', '.join(STAGES | COMMANDS)}")
+    # Read when torch loads: the loss of another machine would print its C++ frames, and we tell it in a line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return importlib.import_module(f"maavt.{'stages' if name in STAGES else 'commands'}.{name}").main(rest)
 
 

@@ -147,8 +147,12 @@ def sha256(path: Path | int) -> str:
 
 
 def default_workers() -> int:
-    """MAAVT_WORKERS, or one worker per CPU core. Raises UserError for anything but a positive whole number."""
-    return positive("MAAVT_WORKERS", os.cpu_count() or 1)
+    """MAAVT_WORKERS, or one worker per CPU core that this process may use (Slurm, containers and taskset lend a part).
+
+    Raises UserError for anything but a positive whole number.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return positive("MAAVT_WORKERS", cores or 1)
 
 
 def positive(variable: str, default: int) -> int:

@@ -10,6 +10,7 @@ b pairs of one process, B pairs of the whole batch: those of the first process, 
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -128,7 +129,13 @@ def launch(work: Callable[..., Any], batch: int, *arguments: Any) -> Any:
     this ends, however it ends, or when this process has died.
     """
     if joined := _joined():
-        return _take_part(work, batch, joined, None, arguments)
+        try:
+            return _take_part(work, batch, joined, None, arguments)
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise UserError(f"training process {joined['rank'] + 1} of {joined['ranks']} lost another one, which says "
+                            "why; what was finished is kept, run the same command again to go on") from None
     processes, machines = positive("MAAVT_PROCESSES", 1), positive("MAAVT_NODES", 1)
     _check(processes, machines, batch)
     if processes * machines == 1:
@@ -136,20 +143,27 @@ def launch(work: Callable[..., Any], batch: int, *arguments: Any) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    place = os.environ.get("MAAVT_RENDEZVOUS")
-    with TemporaryDirectory(prefix="maavt-") as meeting, _ctrl_c_as_sigterm(), _unheard():
-        here = {"rdzv_endpoint": f"{meeting}/store", "rdzv_configs": {"store_type": "file"}, "local_addr": "127.0.0.1"}
+    place = os.environ.get("MAAVT_RENDEZVOUS", "")
+    with TemporaryDirectory(prefix="maavt-") as meeting, _ended_by_signals(), _unheard():
+        there = {"rdzv_endpoint": place}
+        if machines == 1:  # a file to meet in, and no port that other machines could reach
+            os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+            there = {"rdzv_endpoint": f"{meeting}/store", "rdzv_configs": {"store_type": "file"}}
+        if machines == 1 or _loopback(place.rpartition(":")[0]):
+            there["local_addr"] = "127.0.0.1"
         config = LaunchConfig(min_nodes=machines, max_nodes=machines, nproc_per_node=processes, run_id="maavt",
                               rdzv_backend="c10d", max_restarts=RESTARTS, logs_specs=DefaultLogsSpecs(log_dir=meeting),
-                              **(here if machines == 1 else {"rdzv_endpoint": place}))
+                              signals_to_handle="SIGQUIT",  # its own answer to others leaves other machines waiting
+                              **there)
         try:
             results = elastic_launch(config, _child)(work, batch, meeting, machines == 1, arguments)
-        except (SignalException, ChildFailedError, RuntimeError) as error:
+        except (KeyboardInterrupt, SignalException, ChildFailedError, RendezvousError, RuntimeError) as error:
             if (told := Path(meeting, "error")).exists():
                 raise UserError(told.read_text()) from None
-            if isinstance(error, SignalException):
+            if isinstance(error, KeyboardInterrupt | SignalException):
                 raise KeyboardInterrupt from None
             if isinstance(error, ChildFailedError):
                 rank, failure = error.get_first_failure()
@@ -160,6 +174,9 @@ def launch(work: Callable[..., Any], batch: int, *arguments: Any) -> Any:
                                 f"\n{trace}".rstrip()) from None
             if machines == 1:
                 raise
+            if any(Path(meeting).iterdir()):  # the folders of processes that were started
+                raise UserError("another machine ended this training, and says why, or is out of reach; what was "
+                                "finished is kept, run the same command again on each to go on") from None
             raise UserError(f"MAAVT_RENDEZVOUS={place}: the {machines} machines did not meet there ({error}); is the "
                             "stage started on each, and can they reach that address?") from None
     return results.get(0)
@@ -180,34 +197,63 @@ def _check(processes: int, machines: int, batch: int) -> None:
     if machines > 1 and not os.environ.get("MAAVT_RENDEZVOUS"):
         raise UserError(f"MAAVT_NODES={machines} without MAAVT_RENDEZVOUS; expected host:port of one of the machines, "
                         "the same on all")
+    if machines > 1:
+        _place()
 
 
-def _joined() -> dict[str, int | str] | None:
+def _place() -> tuple[str, str]:
+    """Host and port of MAAVT_RENDEZVOUS."""
+    text = os.environ["MAAVT_RENDEZVOUS"]
+    if not (found := re.fullmatch(r"(\S+):(\d{1,5})", text)) or int(found[2]) > 65535:
+        raise UserError(f"MAAVT_RENDEZVOUS={text!r}: expected host:port of one of the machines, such as first:29500")
+    return found[1], found[2]
+
+
+def _loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")
+
+
+def _joined() -> dict[str, int] | None:
     """What torchrun or srun says of this process, where one of them started it with others."""
     if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        values = [int(os.environ[name]) for name in names]
     elif os.environ.get("MAAVT_RENDEZVOUS") and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-        os.environ["MASTER_ADDR"], _, os.environ["MASTER_PORT"] = os.environ["MAAVT_RENDEZVOUS"].rpartition(":")
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = _place()
+        values = [int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "NTASKS", "LOCALID")] + [_tasks_here()]
     else:
         return None
-    return dict(zip(("rank", "ranks", "local", "locals"), (int(os.environ.get(name, 1)) for name in names),
-                    strict=True))
+    return dict(zip(("rank", "ranks", "local", "locals"), values, strict=True))
+
+
+def _tasks_here() -> int:
+    """How many tasks of srun share the CPUs that this one sees."""
+    if "SLURM_CPUS_PER_TASK" in os.environ:  # each is bound to its own
+        return 1
+    told = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("SLURM_NTASKS_PER_NODE", "1")  # 4(x2),3
+    nodes = [int(tasks) for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", told) for _ in range(int(times or 1))]
+    return nodes[min(int(os.environ.get("SLURM_NODEID", 0)), len(nodes) - 1)]
 
 
 @contextmanager
-def _ctrl_c_as_sigterm() -> Iterator[None]:
-    """Children know no Ctrl-C, which would be a traceback of each; this process takes it for a SIGTERM, which the
-    launcher answers by ending them."""
+def _ended_by_signals() -> Iterator[None]:
+    """A Ctrl-C, or the first SIGTERM, is a KeyboardInterrupt, which the launcher answers by ending the children and the
+    meeting of the machines. Children know no Ctrl-C, which would be a traceback of each."""
     resource_tracker.ensure_running()  # else a child's start does it, and that unblocks SIGINT
-    before, handler = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), signal.getsignal(signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGQUIT)}
     ended = threading.Event()
+
+    def end(number, frame) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # several children may send one, and ending them takes a while
+        raise KeyboardInterrupt
 
     def wait() -> None:
         while not ended.is_set():
             if signal.sigtimedwait({signal.SIGINT}, 0.2):
                 os.kill(os.getpid(), signal.SIGTERM)
 
+    signal.signal(signal.SIGTERM, end)
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     try:
@@ -215,7 +261,8 @@ def _ctrl_c_as_sigterm() -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -262,7 +309,7 @@ def _take_part(work: Callable, batch: int, given: dict, store: str | None, argum
     team = Team(given["rank"], given["ranks"])
     if batch % team.ranks:
         raise UserError(f"{team.ranks} processes do not divide train.batch ({batch}), which they share")
-    _share_machine(given["locals"], loopback=store is not None)
+    _share_machine(given["locals"], loopback=store is not None or _loopback(os.environ["MASTER_ADDR"]))
     if device_name() == "cuda":
         os.environ["MAAVT_DEVICE"] = f"cuda:{given['local']}"
     device, backend = pick_device(), "gloo"

@@ -1,6 +1,7 @@
 """Several processes that train together: real ones, which talk through gloo."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -143,6 +144,9 @@ def nothing(team: Team) -> None:
     ({"MAAVT_PROCESSES": "3"}, r"MAAVT_PROCESSES=3 does not divide train.batch \(32\)"),
     ({"MAAVT_PROCESSES": "8", "MAAVT_NODES": "8"}, "MAAVT_PROCESSES=8 on each of MAAVT_NODES=8 does not divide"),
     ({"MAAVT_NODES": "2"}, "MAAVT_NODES=2 without MAAVT_RENDEZVOUS; expected host:port"),
+    ({"MAAVT_NODES": "2", "MAAVT_RENDEZVOUS": "first"}, "MAAVT_RENDEZVOUS='first': expected host:port of one of"),
+    ({"MAAVT_NODES": "2", "MAAVT_RENDEZVOUS": "first:x"}, "MAAVT_RENDEZVOUS='first:x': expected host:port of one of"),
+    ({"SLURM_NTASKS": "2", "MAAVT_RENDEZVOUS": "first"}, "MAAVT_RENDEZVOUS='first': expected host:port of one of"),
 ])
 def test_processes_that_cannot_be_are_refused(monkeypatch, wanted, told):
     for name, value in (wanted | {"MAAVT_DEVICE": "cpu"}).items():
@@ -212,6 +216,58 @@ def test_ctrl_c_is_one_line_and_leaves_no_process():
     assert process.returncode == 130
     assert told == "interrupted; what was finished is kept, run the same command again to go on\n"
     assert not waiting.is_running()
+
+
+@pytest.mark.parametrize("how, codes, told", [
+    ("user error", [1, 1], {"error: the file a is odd; remove it", "error: another machine ended this training, and"}),
+    ("hang", [1, 130], {"interrupted; what was finished is kept,", "error: another machine ended this training, and"}),
+])
+def test_what_stops_one_machine_ends_the_other_and_each_tells_it_in_a_line(tmp_path, how, codes, told):
+    where = {"MAAVT_NODES": "2", "MAAVT_RENDEZVOUS": f"127.0.0.1:{free_port()}", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    machines = [run_code(f"sys.exit(run(lambda: launch(misbehave, 2, {how!r})))", **where) for _ in range(2)]
+    if how == "hang":
+        (ready, *_), *_ = select.select([machine.stdout for machine in machines], [], [], 120)
+        assert ready.readline().startswith("waiting")
+        first = next(machine for machine in machines if machine.stdout is ready)
+        os.killpg(first.pid, signal.SIGINT)
+    lines = [machine.communicate(timeout=150)[1] for machine in machines]
+    assert sorted(machine.returncode for machine in machines) == codes
+    assert all(line.count("\n") == 1 for line in lines), lines
+    assert {begin for begin in told for line in lines if line.startswith(begin)} == told
+
+
+def test_on_one_machine_nothing_listens_where_another_could_reach_it():
+    process = run_code("sys.exit(run(lambda: launch(misbehave, 2, 'hang')))", MAAVT_PROCESSES="2")
+    process.stdout.readline()
+    crew = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+    ports = [port for one in crew for port in one.net_connections("inet") if port.status == psutil.CONN_LISTEN]
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert {port.laddr.ip for port in ports} == {"127.0.0.1"}
+
+
+def test_a_process_that_loses_another_says_so_in_a_line():
+    """Those of srun and torchrun have no launcher of ours that would."""
+    where = {"SLURM_NTASKS": "2", "MAAVT_RENDEZVOUS": f"127.0.0.1:{free_port()}", "TORCHELASTIC_RESTART_COUNT": "0"}
+    one, two = (run_code("sys.exit(run(lambda: launch(misbehave, 2, 'killed')))", SLURM_PROCID=rank, SLURM_LOCALID=rank,
+                         **where) for rank in "01")
+    _, told = one.communicate(timeout=120)
+    two.communicate(timeout=120)
+    assert (one.returncode, two.returncode) == (1, -signal.SIGKILL)
+    assert told.startswith("error: training process 1 of 2 lost another one") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("slurm, tasks", [
+    ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "1"}, 4),
+    ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "2"}, 3),
+    ({"SLURM_NTASKS_PER_NODE": "2"}, 2),
+    ({"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "8"}, 1),  # bound to CPUs of its own
+    ({}, 1),
+])
+def test_tasks_of_slurm_share_the_cpus_of_their_machine(monkeypatch, slurm, tasks):
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    assert processes._tasks_here() == tasks
 
 
 def test_processes_end_when_their_launcher_is_killed():

@@ -273,7 +273,7 @@ def test_number_of_workers_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv("MAAVT_WORKERS", "3")
     assert default_workers() == 3
     monkeypatch.delenv("MAAVT_WORKERS")
-    assert default_workers() == os.cpu_count()
+    assert default_workers() == len(os.sched_getaffinity(0))
     for wrong in ("0", "-1", "two", "1.5"):
         monkeypatch.setenv("MAAVT_WORKERS", wrong)
         with pytest.raises(UserError, match=f"MAAVT_WORKERS='{wrong}': expected a positive whole number"):
