@@ -31,8 +31,8 @@ ablate: $(BIN)/.installed
 # make paper DATASET=vggsound MORE='vggsound.local=/path': a data set (ave, vggsound, cremad) with the paper's settings
 # (its section C) and ViT-Base from timm's hub; further settings in MORE. Meant for a GPU.
 DATASET ?= ave
-PAPER := recipe=paper 'models=[maavt]' backbone=vit_base_patch16_224.augreg_in21k weights=timm image_size=224 shard.frame_size=224 tokens=5 \
-  maavt.projector=mlp train.batch=256 train.learning_rate=0.01 train.schedule=step train.step_epochs=15 \
+PAPER := recipe=paper 'models=[maavt]' backbone=vit_base_patch16_224.augreg_in21k weights=timm image_size=224 \
+  shard.frame_size=224 tokens=5 maavt.projector=mlp train.batch=256 train.learning_rate=0.01 train.schedule=step train.step_epochs=15 \
   train.warmup=0 train.epochs=50
 paper: $(BIN)/.installed
 	@$(if $(filter $(DATASET),ave vggsound cremad),,echo "error: DATASET=$(DATASET): expected ave, vggsound or cremad" >&2; exit 2)

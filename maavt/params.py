@@ -21,6 +21,7 @@ FEWEST, MOST = 3, 100  # epochs that `auto` makes
 PAPER = {  # what `recipe: paper` switches off or takes back
     "maavt": {"lora_rank": 0, "bottleneck": 0, "same_class": "negatives", "contrastive_weight": 1.0,
               "contrastive_from": 0.0},
+    "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "shift": 0.0, "gain": 0.0, "noise": 0.0},
     "train": {"clip": 0.0, "average": 0.0, "balance": 0.0},
 }
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -159,6 +160,18 @@ class Shard:
 
 
 @settings
+class AugmentSound:
+    """What training does to spectrograms: widest masks and shift as shares of their sides, gain and noise in units of
+    the standardised spectrogram."""
+
+    time_mask: Share
+    frequency_mask: Share
+    shift: Share
+    gain: Annotated[float, Field(ge=0, le=10)]
+    noise: Annotated[float, Field(ge=0, le=10)]
+
+
+@settings
 class Train:
     """The train stage; batch and shuffle count pairs. `epochs` is one number, or one for each data set; auto: as many
     as make `steps`."""
@@ -263,6 +276,7 @@ class Params:
     download: Download
     shard: Shard
     augment: dict[str, Augment]
+    augment_sound: AugmentSound
     train: Train
     evaluate: Evaluate
     maavt: Maavt

@@ -24,6 +24,7 @@ from maavt.progress import progress
 from maavt.shards.loader import Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import save_adapter, trained_weights
+from maavt.training.augment import augment_sound
 from maavt.training.average import Average
 from maavt.training.losses import class_weights, losses, mine_background, whole_batch
 from maavt.training.processes import ALONE, Team, launch
@@ -54,7 +55,7 @@ def fit(team: Team, name: str, params: Params) -> dict:
     with ExitStack() as stack:
         folder = team.of_first(lambda: stack.enter_context(
             workspace(f"train-{name}", *relevant, read_origin(params.backbone), params.augment[params.dataset],
-                      loaders["train"].index)))
+                      params.augment_sound, loaders["train"].index)))
         if team.first:
             for split, counts in loaders["train"].index["splits"].items():
                 print(f"{split}: {counts['samples'] + counts['rejected']} clips seen, {counts['samples']} used, "
@@ -141,7 +142,9 @@ class Training:
         """One pass over the training pairs; returns mean losses and the accuracy on them."""
         self.model.train()
         device, train, team, seed = self.device, self.params.train, self.team, self.params.seed
-        generator = torch.Generator(device).manual_seed((seed * 100_003 + self.epoch) * team.ranks + team.rank)
+        drawn = (seed * 100_003 + self.epoch) * team.ranks + team.rank
+        generator = torch.Generator(device).manual_seed(drawn)
+        torch.manual_seed(drawn)  # torchaudio's masks take no generator
         batches = self.loaders["train"].shuffled(seed=seed, epoch=self.epoch, held=train.shuffle, rank=team.rank,
                                                  ranks=team.ranks)
         sums, pairs, lone = torch.zeros(6, device=device), 0, torch.zeros((), device=device)
@@ -151,6 +154,7 @@ class Training:
         with progress(label=label, unit="pair", total=total, silent=not team.first) as bar:
             for step, batch in enumerate(batches, 1):
                 frames, sound, labels = self.normalise(batch, device)
+                sound = augment_sound(sound, self.params.augment_sound)
                 if self.mining:
                     sound, labels, alone = mine_background(sound, labels, self.mining, generator)
                     lone += alone
@@ -265,6 +269,7 @@ class Training:
             "spectrogram": self.index["spectrogram"],
             "frame_size": self.index["frame_size"],
             "augment": self.params.augment[self.index["dataset"]],
+            "augment_sound": asdict(self.params.augment_sound),
             "trainable": count(kept),
             "recipe": self.params.recipe,
             "train": asdict(self.params.train) | {"epochs": self.epochs},

@@ -1,0 +1,52 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maavt.params import AugmentSound
+from maavt.training.augment import augment_sound
+
+NOTHING = AugmentSound(time_mask=0, frequency_mask=0, shift=0, gain=0, noise=0)
+
+
+def changed(sound: torch.Tensor, seed: int = 0, **settings) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return augment_sound(sound, replace(NOTHING, **settings))
+
+
+SOUND = torch.randn(8, 20, 20, generator=torch.Generator().manual_seed(0)) + 10
+
+
+@pytest.mark.parametrize("name", ["time_mask", "frequency_mask", "shift", "gain", "noise"])
+def test_every_pair_is_changed_in_its_own_way_which_the_seed_fixes(name):
+    alike = SOUND[:1].expand(8, -1, -1)
+    found, again, other = (changed(alike, seed, **{name: 0.5}) for seed in (0, 0, 1))
+    assert torch.equal(found, again) and not torch.equal(found, other)
+    assert len({tuple(one.flatten().tolist()) for one in found}) > 4
+
+
+def test_nothing_is_changed_by_nothing():
+    assert torch.equal(changed(SOUND), SOUND)
+
+
+@pytest.mark.parametrize("name, side", [("time_mask", 1), ("frequency_mask", 2)])
+def test_a_mask_is_one_stretch_of_the_mean_no_wider_than_asked(name, side):
+    found = changed(SOUND, **{name: 0.3})
+    gone = (found == 0).all(3 - side)  # whole frames, or whole bins
+    assert torch.equal(found[found != 0], SOUND[found != 0]) and gone.sum() * 20 == (found == 0).sum()
+    for one in gone:
+        places = one.nonzero().flatten().tolist()
+        assert places == list(range(*(places[0], places[-1] + 1) if places else (0, 0))) and len(places) <= 6
+
+
+def test_a_shift_moves_the_time_and_loses_nothing():
+    found = changed(SOUND, shift=0.25)
+    moved = [next(by for by in range(-5, 6) if torch.equal(one.roll(-by, 0), SOUND[number]))
+             for number, one in enumerate(found)]
+    assert len(set(moved)) > 2
+
+
+def test_gain_adds_the_same_to_a_whole_spectrogram_and_noise_does_not():
+    louder, noisier = changed(SOUND, gain=0.5) - SOUND, changed(SOUND, noise=0.5) - SOUND
+    assert louder.flatten(1).std(1).max() < 1e-4 and noisier.flatten(1).std(1).max() < 0.6
+    assert 0.1 < louder.mean((1, 2)).std() < 1.5 and noisier.mean((1, 2)).abs().max() < 0.2
