@@ -51,9 +51,6 @@ class Picture:
         self.waiting: deque[av.Packet] = deque()
         self.waiting_bytes = 0
         self.times: list[float] = []  # of the waiting packets and of some before them, sorted
-        self.first = True  # whether no packet has come yet
-        self.numbered = False  # whether frames are shown at the decoding times of packets, one after the other
-        self.stored: deque[float | None] = deque(maxlen=2 * REORDERED)  # these times
         self.gone: deque[float] = deque()  # times of some packets before the waiting ones
 
     @property
@@ -70,10 +67,6 @@ class Picture:
         """Note a packet (None: there are no more) and decode those whose turn has come."""
         if packet and packet.pts is None:  # when it is shown, only decoding tells
             self.reordered = False
-            self.numbered = self.numbered or self.first
-        self.first = False
-        if packet and self.numbered:
-            self.stored.append(self.track.own_time(packet))
         if not self.reordered:
             self._empty(0)
             self._decode(packet)
@@ -110,7 +103,7 @@ class Picture:
 
     def _decode(self, packet: av.Packet | None) -> None:
         for frame in self.track.decode(packet):
-            time = self.stored.popleft() if self.stored else self.track.own_time(frame)
+            time = self.track.own_time(frame)
             if self.held is None:
                 self.last = self.begin = 0.0 if time is None else time
                 self.step = frame.duration * self.track.tick if frame.duration > 0 else self.step
