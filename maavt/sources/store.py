@@ -90,9 +90,13 @@ class Store:
                 self.present.discard(path)
                 self.note(path, Failed(CONTENT, result.reason))
             else:
-                with self._lock:
-                    self._states[path] = (OK, "")
-                    csv.writer(self._journal, lineterminator="\n").writerow((path, OK, ""))
+                self.accept(path)
+
+    def accept(self, path: str) -> None:
+        """Keep in mind that a file was looked into and found good."""
+        with self._lock:
+            self._states[path] = (OK, "")
+            csv.writer(self._journal, lineterminator="\n").writerow((path, OK, ""))
 
     def manifest(self, otherwise: str) -> list[Clip]:
         """All clips with their last state; `otherwise` is the reason of those that nothing is known of."""
