@@ -81,6 +81,8 @@ class Store:
         wanted = {clip.path for clip in self.clips}
         new = sorted(path for path in self.present & wanted if self._states.get(path, ("", ""))[0] != OK)
         paths = [(str(self.place(path)), shortest) for path in new]
+        if not new:
+            return
         found = fan_out(look_into, paths, time_limit=TIME_LIMIT, label=lambda item: item[0], tolerant=True)
         results = zip(new, found, strict=True)
         for path, (_, result) in progress(results, total=len(new), label="looking into clips", unit="clip"):

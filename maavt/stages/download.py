@@ -71,7 +71,8 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
         clips = found.clips
         write_table(folder / NOT_TAKEN, ("path", "reason"), [dict(zip(("path", "reason"), row, strict=True))
                                                              for row in found.not_taken])
-        print("\n".join(found.notes))
+        for line in found.notes:
+            print(line)
     else:
         clips = source.clips(params, lists)
     if not _from_here(params):
@@ -98,7 +99,8 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
     write_manifest(folder, clips, _labels(params, clips))
     print(summary(clips))
     if source is own:
-        print("\n".join(tell(clip for clip in clips if clip.status == "ok")))
+        for line in tell(clip for clip in clips if clip.status == "ok"):
+            print(line)
     _check_coverage(clips, params, folder)
     return clips
 

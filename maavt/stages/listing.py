@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def listing(params: Params) -> dict:
-    """What tells one state of the user's files from another; a folder that is not there is the download stage's error."""
+    """What tells one state of the user's files from another; that there are none is for the download stage to say."""
     settings = getattr(params, params.dataset)
     place = getattr(settings, "root", "") or getattr(settings, "local", "")
     return fingerprint(project_root() / Path(place).expanduser()) if place else {}
