@@ -30,8 +30,8 @@ class Look:
 def look_at(paths: Iterable[str]) -> dict[str, Look]:
     """A look at each file, in worker processes."""
     paths = list(paths)
-    found = progress(fan_out(look, paths, time_limit=TIME_LIMIT), total=len(paths), label="looking at files",
-                     unit="file")
+    found = fan_out(look, paths, time_limit=TIME_LIMIT, tolerant=True)
+    found = progress(found, total=len(paths), label="looking at files", unit="file")
     return {path: Look(reason=result.reason) if isinstance(result, Rejected) else result for path, result in found}
 
 
