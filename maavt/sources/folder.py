@@ -53,7 +53,7 @@ class Survey:
 
 @dataclass
 class _Recording:
-    """One file of the user's, and what is said of it."""
+    """A file of the user's, or the part of it that rows of the table name, and what is said of it."""
 
     name: str
     label: str
@@ -103,7 +103,7 @@ def survey(params: Params) -> Survey:
         found, aside = _from_table(root, params, longest, notes)
     else:
         found, aside = _from_folders(root, params)
-    looks = look_at(str(root / recording.name) for recording in found)
+    looks = look_at(dict.fromkeys(str(root / recording.name) for recording in found))
     taken = []
     for recording in found:
         recording.look = looks[str(root / recording.name)]
@@ -170,14 +170,14 @@ def _listed(names) -> str:
 def _from_table(root: Path, params: Params, longest: int, notes: list[str]) -> tuple[list[_Recording], list[Entry]]:
     rows, found = read_table(root, params.folder, longest), {}
     for row in rows:
-        recording = found.setdefault(row.path, _Recording(row.path, row.label, row.split, row.group))
-        recording.rows.append(row)
+        found.setdefault(row.clip, _Recording(row.path, row.label, row.split, row.group)).rows.append(row)
+    names = {row.path: None for row in rows}
     if others := unread(root / params.folder.table, params.folder):
         notes.append(f"columns of {params.folder.table} that nothing reads: {_listed(others)}")
-    missing = [name for name in found if not (root / name).is_file()]
+    missing = [name for name in names if not (root / name).is_file()]
     if missing:
         notes.append(f"warning: {len(missing)} files of {params.folder.table} are not in {root}: {_listed(missing)}")
-    named = {normpath(name) for name in found} | {normpath(str(root / name)) for name in found}
+    named = {normpath(name) for name in names} | {normpath(str(root / name)) for name in names}
     aside = []
     for entry in walk(root):
         if entry.name == normpath(params.folder.table):
@@ -226,12 +226,9 @@ def _spans(recording: _Recording, span: str, longest: int, overlap: float
     """(begin, seconds, rows) of each clip of a recording; begin is None where the clip is the file."""
     length = recording.look.seconds
     if span == "table":
-        rows: dict[tuple, list[Row]] = defaultdict(list)
-        for row in recording.rows:
-            rows[row.clip].append(row)
-        for (_, begin, to), own in rows.items():
-            end = min(length or to or longest, to or length or longest)
-            yield (None if begin is to is None else begin or 0.0), max(end - (begin or 0.0), 0.0), own
+        _, begin, to = recording.rows[0].clip
+        end = min(length or to or longest, to or length or longest)
+        yield (None if begin is to is None else begin or 0.0), max(end - (begin or 0.0), 0.0), recording.rows
     elif span == "windows" and length > longest + REST:
         step, last = longest - overlap, length - longest
         count = int((last - REST) // step) + 1

@@ -12,6 +12,7 @@ import pytest
 from maavt.clips import read_manifest
 from maavt.errors import UserError
 from maavt.fetch.tree import fingerprint, shown
+from maavt.shards.loader import Loader
 from maavt.sources import folder
 from maavt.sources.lists import choose_split
 from maavt.sources.splits import share_out, tell
@@ -312,3 +313,25 @@ def test_uneven_classes_are_told_with_what_to_do():
     lines = list(tell(clips))
     assert lines[1].split() == ["few", "4", "4", "4"] and len(lines) == 4
     assert "50 clips to train on of the largest class, 4 of the smallest: try train.balance: 1" in lines[3]
+
+
+def test_forty_spans_of_a_long_recording_are_cut_out_by_seeking(tmp_path, project):
+    """Eight minutes, whose second s is as bright as 10 (s modulo 24); each worker keeps within its memory limit."""
+    root = tmp_path / "mine"
+    write_media(root / "long.mp4", seconds=500, shade=lambda number: number // 5 % 24 * 10)
+    text = "path,label,split,from,to\n"
+    for number in range(40):
+        begin = 7 + 12 * number
+        text += f"long.mp4,{'ab'[number % 2]},{('train', 'val', 'test')[number % 3]},{begin},{begin + 4}\n"
+    put(root / "clips.csv", text.encode())
+    place = project(folder={"table": "clips.csv", "span": "table"}, shard={"frame_size": 48, "min_coverage": 1.0})
+    download.main()
+    clips, _ = read_manifest(place / "data/raw/folder")
+    assert len(clips) == 40 and len(list((place / "data/raw/folder/clips").iterdir())) == 1
+    shard.main([])
+    begins = {clip.key: clip.begin for clip in clips}
+    for split in ("train", "val", "test"):
+        for batch in Loader(place / "data/shards/folder", split, batch=8, image_size=32).in_order():
+            for key, second, frame in zip(batch.keys, batch.seconds, batch.frames, strict=True):
+                shown = (begins[key] + second + 1) % 24 * 10  # pairs of 2 s have the frame of their second second
+                assert frame.float().mean().item() == pytest.approx(shown, abs=3)
