@@ -9,6 +9,7 @@ from maavt.media.decode import PLAYLISTS
 from maavt.media.rejected import Rejected
 from maavt.media.sample import SHORTEST
 from maavt.progress import progress
+from maavt.work import default_workers
 from maavt.workers import fan_out
 
 TIME_LIMIT = 60.0  # seconds for one file
@@ -28,9 +29,9 @@ class Look:
 
 
 def look_at(paths: Iterable[str]) -> dict[str, Look]:
-    """A look at each file, in worker processes."""
+    """A look at each file, in worker processes of this machine: a cluster need not see the user's folder."""
     paths = list(paths)
-    found = fan_out(look, paths, time_limit=TIME_LIMIT, tolerant=True)
+    found = fan_out(look, paths, workers=default_workers(), time_limit=TIME_LIMIT, tolerant=True)
     found = progress(found, total=len(paths), label="looking at files", unit="file")
     return {path: Look(reason=result.reason) if isinstance(result, Rejected) else result for path, result in found}
 
