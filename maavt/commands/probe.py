@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from maavt.errors import UserError
+from maavt.media.length import read_media
 from maavt.media.rejected import Rejected, explain
-from maavt.media.sample import read_media
 from maavt.params import Spectrogram, load_params
 from maavt.work import default_workers
 from maavt.workers import fan_out

@@ -10,14 +10,11 @@ import numpy as np
 from simplejpeg import encode_jpeg
 
 from maavt.clips import Clip
-from maavt.media.decode import MIN_COVERAGE, Media, decode
+from maavt.media.decode import Media
+from maavt.media.length import REST, read_media
 from maavt.media.quality import Quality, measure
-from maavt.media.rejected import Rejected
 from maavt.media.spectrogram import spectrograms
 from maavt.params import Shard, Spectrogram
-
-SHORTEST = 0.5  # seconds that picture and sound of any clip must reach
-REST = 0.1  # seconds: what a clip has more than that behind its last whole pair is in one pair more
 
 
 @dataclass(frozen=True)
@@ -88,31 +85,6 @@ def _read(path: Path, recipe: Spectrogram, frame_size: int, whole: bool, begin: 
     frames = dict(zip(wanted, media.frames, strict=True))
     return (media, {second: frames[second] for second in needed}, spectrograms(stretches, recipe).astype(np.float16),
             begins)
-
-
-def read_media(path: Path, recipe: Spectrogram, frame_size: int, **options) -> Media:
-    """decode() by a recipe; the one place that says how short a clip may be.
-
-    Raises Rejected: as `too short` what picture or sound reaches less of than shortest(recipe).
-    """
-    span, limit = options.pop("span", recipe.clip_seconds), shortest(recipe)
-    try:
-        media = decode(path, frame_size=frame_size, sample_rate=recipe.sample_rate, pad=recipe.pad,
-                       **{"seconds": recipe.clip_seconds} | options)
-    except Rejected as rejected:
-        if rejected.reason != "too short":
-            raise
-        raise Rejected("too short", f"{rejected.detail}; expected {limit:g} s at least") from None
-    picture, sound = (min(seconds, span) for seconds in (media.video_seconds, media.audio_seconds))
-    if min(picture, sound) < limit - 1e-3:
-        raise Rejected("too short", f"{picture:.2f} s of picture, {sound:.2f} s of sound; expected {limit:g} s at "
-                       "least of each")
-    return media
-
-
-def shortest(recipe: Spectrogram) -> float:
-    """How many seconds of a clip picture and sound must each reach."""
-    return MIN_COVERAGE * recipe.clip_seconds if recipe.pad == "silence" else SHORTEST
 
 
 def frame_second(begin: float, recipe: Spectrogram) -> int:

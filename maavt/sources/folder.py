@@ -12,8 +12,8 @@ from maavt.errors import UserError
 from maavt.fetch import CONTENT, PERMANENT, Failed
 from maavt.fetch.http import Http
 from maavt.fetch.tree import Entry, shown, walk
+from maavt.media.length import REST, SHORTEST
 from maavt.media.rejected import REASONS
-from maavt.media.sample import REST, SHORTEST
 from maavt.params import Params
 from maavt.progress import progress
 from maavt.sources.archives import copy

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import av
 
 from maavt.media.decode import PLAYLISTS
+from maavt.media.length import SHORTEST
 from maavt.media.rejected import Rejected
-from maavt.media.sample import SHORTEST
 from maavt.progress import progress
 from maavt.work import default_workers
 from maavt.workers import fan_out
