@@ -10,6 +10,7 @@ import sys
 from maavt.errors import UsageError, run
 
 STAGES = {
+    "listing": "stage: what files there are in a folder of one's own",
     "download": "stage: a source -> clips",
     "backbone": "stage: the frozen Vision Transformer's weights",
     "shard": "stage: clips -> WebDataset tars",

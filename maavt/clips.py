@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +20,9 @@ KEY = re.compile(r"[A-Za-z0-9_-]+")  # a part of names in tars, whose first dot 
 class Clip:
     """One row of clips.csv. The event lasts from second `start` to second `end` of the clip.
 
-    `path` is relative to the folder of clips.csv; `status` is ok or failed, with the `reason` of a failure.
+    `path` is relative to the folder of clips.csv; `status` is ok or failed, with the `reason` of a failure. A clip that
+    is cut out of a longer recording begins at second `begin` of that file; None: it is the file, from its beginning.
+    `seconds` is how long the clip is, 0 where nobody has measured. `events` are further ones: (label, start, end).
     """
 
     key: str
@@ -31,6 +34,9 @@ class Clip:
     source: str
     status: str = "ok"
     reason: str = ""
+    begin: float | None = None
+    seconds: float = 0.0
+    events: tuple[tuple[str, float, float], ...] = ()
 
     def __post_init__(self):
         if not KEY.fullmatch(self.key):
@@ -38,9 +44,33 @@ class Clip:
         if self.split not in SPLITS:
             raise ValueError(f"clip {self.key}: split {self.split!r}; expected one of {', '.join(SPLITS)}")
 
-    def second_labels(self, seconds: int) -> list[str]:
-        """The label of each of the clip's seconds: its own inside the event, `background` outside."""
-        return [self.label if self.start <= second < self.end else BACKGROUND for second in range(seconds)]
+    def second_labels(self, seconds: int) -> list[str | None]:
+        """The label of each of the clip's seconds: that of the event on its middle, None for background.
+
+        An event too short for the middle of any second labels the one that it is in. None, for a class may have any
+        name: "background" is one, too.
+        """
+        found: list[str | None] = [None] * seconds
+        events = [(label, start, min(end, seconds))
+                  for label, start, end in ((self.label, self.start, self.end), *self.events)]
+        for label, start, end in events:
+            if start < end and not _middles(start, end, seconds):
+                found[int((start + end) / 2)] = label
+        for label, start, end in events:
+            for second in _middles(start, end, seconds):
+                found[second] = label
+        return found
+
+    def row(self) -> dict:
+        """The clip as a row of clips.csv."""
+        values = {field.name: getattr(self, field.name) for field in fields(Clip)}
+        return values | {"begin": "" if self.begin is None else self.begin,
+                         "events": json.dumps(self.events) if self.events else ""}
+
+
+def _middles(start: float, end: float, seconds: int) -> range:
+    """The seconds whose middle lies from `start` to `end`."""
+    return range(max(math.ceil(start - 0.5), 0), min(max(math.ceil(end - 0.5), 0), seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +83,7 @@ class Labels:
 
 def write_manifest(folder: Path, clips: Iterable[Clip], labels: Labels) -> None:
     """Write clips.csv and classes.json into `folder`."""
-    write_table(folder / "clips.csv", (field.name for field in fields(Clip)), map(vars, clips))
+    write_table(folder / "clips.csv", (field.name for field in fields(Clip)), (clip.row() for clip in clips))
     with atomic(folder / "classes.json") as path:
         path.write_text(json.dumps(asdict(labels), indent=1) + "\n")
 
@@ -65,14 +95,17 @@ def read_manifest(folder: Path) -> tuple[list[Clip], Labels]:
         labels = Labels(classes=tuple(labels["classes"]), background=labels["background"])
         with open(folder / "clips.csv", newline="") as file:
             clips = [
-                Clip(**{**row, "start": float(row["start"]), "end": float(row["end"])})
+                Clip(**{**row, "start": float(row["start"]), "end": float(row["end"]), "seconds": float(row["seconds"]),
+                        "begin": float(row["begin"]) if row["begin"] else None,
+                        "events": tuple(map(tuple, json.loads(row["events"] or "[]")))})
                 for row in csv.DictReader(file)
             ]
     except FileNotFoundError as error:
         raise UserError(f"no {error.filename}; run the download stage first (dvc repro download)") from None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: the manifest is damaged ({error}); run the download stage again") from None
-    unknown = {clip.label for clip in clips} - set(labels.classes)
+    named = {label for clip in clips for label in (clip.label, *(event[0] for event in clip.events))}
+    unknown = named - set(labels.classes)
     if unknown:
         raise UserError(f"{folder / 'clips.csv'}: labels {sorted(unknown)} are not in classes.json")
     return clips, labels

@@ -6,6 +6,7 @@ is an option or a MAAVT_* environment variable.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,9 +29,9 @@ settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NUMBER, WORD, TABLE = "a number", "a word", "a table"  # tags of forms, which errors leave out
-Epochs = Annotated[Annotated[Count, Tag(NUMBER)] | Annotated[Literal["auto"], Tag(WORD)],
-                   Discriminator(lambda value: WORD if value == "auto" else NUMBER)]
-PerDataset = Annotated[Annotated[Epochs, Tag(NUMBER)] | Annotated[dict[str, Epochs], Tag(TABLE)],
+Whole = Annotated[Annotated[Count, Tag(NUMBER)] | Annotated[Literal["auto"], Tag(WORD)],
+                  Discriminator(lambda value: WORD if value == "auto" else NUMBER)]
+PerDataset = Annotated[Annotated[Whole, Tag(NUMBER)] | Annotated[dict[str, Whole], Tag(TABLE)],
                        Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)]
 Model = Literal["maavt", "linear", "lavish", "mbt"]
 Weights = str
@@ -92,6 +93,8 @@ class Folder:
     root: str
     table: str
     group: str
+    span: Literal["head", "windows", "table"]
+    overlap: Annotated[float, Field(ge=0)]
     val_share: Share
     test_share: Share
 
@@ -115,7 +118,7 @@ class Spectrogram:
     clip_seconds: Annotated[int, Field(ge=1, le=600)]
     pad: Literal["silence", "tile"]
     pairs: Literal["every", "covered", "one"]
-    seconds: Count
+    seconds: Whole
     offset: Annotated[int, Field(ge=0)] = 0
     bins: Annotated[int, Field(ge=8, le=512)] | None = None
     shift_ms: Annotated[float, Field(ge=1, le=100)] | None = None
@@ -130,10 +133,14 @@ class Spectrogram:
             mistakes += [f"{name}: {'missing' if self.kind == kind else 'not of an ' + self.kind}; expected "
                          f"{'a value' if self.kind == kind else 'it in recipes of the kind ' + kind + ' only'}"
                          for name in names if (getattr(self, name) is None) == (self.kind == kind)]
-        if self.pairs == "one" and self.offset + self.seconds > self.clip_seconds:
+        if self.seconds == "auto":
+            if self.pairs != "covered" or self.offset:
+                mistakes.append(f"seconds: 'auto' with pairs: {self.pairs}, offset {self.offset}; expected pairs: "
+                                "covered and no offset, or a number")
+        elif self.offset + self.seconds > self.clip_seconds:
             mistakes.append(f"seconds: {self.seconds} from offset {self.offset} on are more than clip_seconds, "
                             f"{self.clip_seconds}; expected at most that")
-        if self.pairs != "one" and (self.clip_seconds % self.seconds or self.offset):
+        elif self.pairs == "every" and self.clip_seconds % self.seconds or self.pairs != "one" and self.offset:
             mistakes.append(f"clip_seconds: {self.clip_seconds} (offset {self.offset}) is not a whole number of pairs "
                             f"of {self.seconds} s; expected a multiple, and no offset")
         if self.pairs == "covered" and self.pad != "tile":
@@ -141,6 +148,15 @@ class Spectrogram:
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    def suited(self, lengths: Iterable[float]) -> "Spectrogram":
+        """This recipe with `auto` decided for clips of these lengths in seconds: a pair is as long as three quarters of
+        the clips are at least, where that is up to 3 s; of longer clips pairs have 2 s."""
+        if self.seconds != "auto":
+            return self
+        known = sorted(min(length, self.clip_seconds) for length in lengths if length)
+        most = int(known[len(known) // 4] + 0.1) if known else 2
+        return replace(self, seconds=min(max(most if most <= 3 else 2, 1), self.clip_seconds))
 
     @property
     def windowed(self) -> bool:
@@ -310,6 +326,11 @@ class Params:
             if (block := getattr(self, name)).val_share + block.test_share >= 1:
                 mistakes.append(f"{name}: val_share {block.val_share} and test_share {block.test_share} leave nothing "
                                 "to train on; expected a sum below 1")
+        if self.folder.span == "table" and not self.folder.table:
+            mistakes.append("folder.span: 'table' without folder.table; expected a table with the columns from and to")
+        if (recipe := self.shard.spectrogram.get("folder")) and self.folder.overlap >= recipe.clip_seconds:
+            mistakes.append(f"folder.overlap: {self.folder.overlap:g}; expected less than the {recipe.clip_seconds} s "
+                            "of a clip")
         if self.dataset == "folder" and not self.folder.root:
             mistakes.append("folder.root: ''; expected the folder that holds your clips")
         if self.evaluate.vggsounder and self.dataset != "vggsound":

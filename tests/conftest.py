@@ -39,7 +39,7 @@ def tiny_settings(**changes) -> dict:
     return settings
 
 
-def make_project(folder: Path, **changes) -> Path:
+def make_project(folder: Path, /, **changes) -> Path:
     """A git repository with tiny settings and the graph, but nothing made yet."""
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "dvc.yaml", folder)

@@ -10,16 +10,26 @@ def clip(**changes) -> Clip:
 
 
 def test_seconds_outside_the_event_are_background():
-    assert clip().second_labels(7) == ["background"] * 2 + ["dog"] * 3 + ["background"] * 2
+    assert clip().second_labels(7) == [None] * 2 + ["dog"] * 3 + [None] * 2
 
 
 def test_a_clip_without_an_event_is_all_background():
-    assert clip(start=0, end=0).second_labels(3) == ["background"] * 3
+    assert clip(start=0, end=0).second_labels(3) == [None] * 3
+
+
+def test_several_events_label_the_seconds_whose_middle_they_are_on():
+    several = clip(start=0.4, end=1.6, events=(("cat", 3.6, 3.9), ("background", 5, 9)))
+    assert several.second_labels(6) == ["dog", "dog", None, "cat", None, "background"]
+
+
+def test_a_last_event_without_an_end_lasts_as_long_as_the_clip():
+    assert clip(start=2.8, end=3600).second_labels(3) == [None, None, "dog"]
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path):
     labels = Labels(classes=("dog", "cat, angry"), background=True)
-    clips = [clip(), clip(key="-b", label="cat, angry", status="failed", reason='gone, "for good"')]
+    clips = [clip(begin=0.5, seconds=3.25, events=(("dog", 1, 2.5),)),
+             clip(key="-b", label="cat, angry", status="failed", reason='gone, "for good"')]
     write_manifest(tmp_path, clips, labels)
     assert read_manifest(tmp_path) == (clips, labels)
 

@@ -21,9 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     clips = SOURCES[args.dataset].clips(load_params(), args.annotations)
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    columns = [field.name for field in fields(Clip)]
-    writer.writerow(columns)
-    writer.writerows([getattr(clip, column) for column in columns] for clip in clips)
+    writer.writerow(field.name for field in fields(Clip))
+    writer.writerows(clip.row().values() for clip in clips)
     for line in warnings(clips) if args.dataset != "synth" else ():
         print(f"warning: {line}", file=sys.stderr)
     if missing := [split for split in SPLITS if split not in {clip.split for clip in clips}]:

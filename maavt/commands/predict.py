@@ -9,8 +9,8 @@ import torch
 
 from maavt.clips import BACKGROUND
 from maavt.errors import UserError
-from maavt.media.rejected import Rejected
-from maavt.media.sample import read_clip
+from maavt.media.rejected import Rejected, explain
+from maavt.media.sample import frame_second, read_clip
 from maavt.models import MODELS
 from maavt.params import Spectrogram
 from maavt.shards.loader import BACKGROUND_LABEL, Batch
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
             batch = read_pairs(Path(file), config)
         except Rejected as rejection:
             failed += 1
-            answer = {"file": file, "reason": rejection.reason}
+            answer = {"file": file, **explain(rejection)}
         else:
             found = predict(model, [batch], normalise, background=config["background"])
             answer = {"file": file, "pairs": [_as_json(prediction, config["classes"]) for prediction in found]}
@@ -48,8 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
 def read_pairs(path: Path, config: dict) -> Batch:
     """The pairs of one media file, made as the shards of the training data were. Raises Rejected."""
     recipe, size = Spectrogram(**config["spectrogram"]), config["image_size"]
-    found, sound = read_clip(path, recipe, frame_size=config["frame_size"])
-    frames = torch.from_numpy(np.stack(list(found.values()))).permute(0, 3, 1, 2)
+    found, sound, begins = read_clip(path, recipe, frame_size=config["frame_size"])
+    frames = torch.from_numpy(np.stack([found[frame_second(begin, recipe)] for begin in begins])).permute(0, 3, 1, 2)
     if config["augment"] == "crop":
         edge = (config["frame_size"] - size) // 2
         frames = frames[..., edge : edge + size, edge : edge + size]
@@ -58,7 +58,7 @@ def read_pairs(path: Path, config: dict) -> Batch:
         spectrograms=torch.from_numpy(sound),
         labels=torch.full((len(sound),), BACKGROUND_LABEL),
         keys=[path.name] * len(sound),
-        seconds=[recipe.offset + number * recipe.seconds for number in range(len(sound))],
+        seconds=begins,
     )
 
 

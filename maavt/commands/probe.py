@@ -3,52 +3,71 @@
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
-from maavt.media.decode import MIN_COVERAGE, Rejected, decode
+from maavt.errors import UserError
+from maavt.media.length import read_media
+from maavt.media.rejected import Rejected, explain
+from maavt.params import Spectrogram, load_params
 from maavt.work import default_workers
 from maavt.workers import fan_out
 
-SECONDS = 10  # of each file, at most
+ANY = Spectrogram(kind="fbank", sample_rate=16000, clip_seconds=10, pad="tile", pairs="covered", seconds=1, bins=98,
+                  shift_ms=10.0, scaling="dataset")  # how clips of one's own are read
 TIME_LIMIT = 60.0  # seconds for one file
 MEMORY_LIMIT = 600 * 2**20  # bytes for one file
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the verdicts in the order of the files, each as soon as it is known."""
+    """Print the verdicts in the order of the files, each as soon as it is known.
+
+    Raises UserError, after the last file, when some cannot be used.
+    """
     parser = argparse.ArgumentParser("maavt probe", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="a video file with sound")
     parser.add_argument("--workers", type=_positive(int), help="files looked at at a time (default: MAAVT_WORKERS, "
                         "or the number of CPU cores)")
     parser.add_argument("--time-limit", type=_positive(float), default=TIME_LIMIT, metavar="SECONDS",
                         help="for one file (default: %(default)g)")
+    parser.add_argument("--dataset", metavar="NAME", help="judge as the shard stage does with the recipe that "
+                        "params.yaml has for this data set (default: as clips of your own)")
     options = parser.parse_args(arguments)
-    for verdict in probe(options.files, workers=options.workers, time_limit=options.time_limit):
+    recipes = load_params().shard.spectrogram if options.dataset else {}
+    if options.dataset and options.dataset not in recipes:
+        parser.error(f"--dataset {options.dataset}: expected one of {', '.join(recipes)}")
+    failed = 0
+    for verdict in probe(options.files, workers=options.workers, time_limit=options.time_limit,
+                         recipe=recipes.get(options.dataset, ANY)):
         print(json.dumps(verdict), flush=True)
+        failed += not verdict["ok"]
+    if failed:
+        raise UserError(f"{failed} of {len(options.files)} files cannot be used; their lines say why")
 
 
-def probe(paths: Sequence[str], *, workers: int | None = None, time_limit: float = TIME_LIMIT) -> Iterator[dict]:
+def probe(paths: Sequence[str], *, workers: int | None = None, time_limit: float = TIME_LIMIT,
+          recipe: Spectrogram = ANY) -> Iterator[dict]:
     """A verdict for each file, in order: {file, ok, frames, audio_seconds, reason}.
 
-    Each file is judged as a clip of 1 to SECONDS seconds, as long as its picture goes: `frames` at one per second,
-    and `audio_seconds` of sound in the first SECONDS. `reason` is "" or one of media.REASONS. Files are
-    decoded in worker processes, so a file that hangs or crashes the decoder costs only itself.
+    Each file is judged as the shard stage judges a clip by this recipe: `frames` at one per second of its picture,
+    and `audio_seconds` of sound in the first clip_seconds. `reason` is "" or one of media.REASONS, with a `detail`
+    where it is `too short`. Files are decoded in worker processes, so a file that hangs or crashes the decoder costs
+    only itself.
     """
     workers = min(workers or default_workers(), max(len(paths), 1))
-    for path, result in fan_out(_measure, map(str, paths), workers=workers, time_limit=time_limit,
+    measure = partial(_measure, recipe=recipe)
+    for path, result in fan_out(measure, map(str, paths), workers=workers, time_limit=time_limit,
                                 memory_limit=MEMORY_LIMIT, tolerant=True):
         rejected = isinstance(result, Rejected)
         frames, audio_seconds = (0, 0.0) if rejected else result
         yield {"file": path, "ok": not rejected, "frames": frames, "audio_seconds": round(audio_seconds, 3),
-               "reason": result.reason if rejected else ""}
+               **(explain(result) if rejected else {"reason": ""})}
 
 
-def _measure(path: str) -> tuple[int, float]:
+def _measure(path: str, recipe: Spectrogram) -> tuple[int, float]:
     """(frames at one per second, seconds of sound) of a file; raises Rejected."""
-    media = decode(path, seconds=SECONDS, frame_size=32, sample_rate=16000, pad="tile")
-    frames = max(int(media.video_seconds + 0.5), 1)
-    if min(media.video_seconds, media.audio_seconds) < MIN_COVERAGE * frames:
-        raise Rejected("too short", f"{media.video_seconds:.2f} s of picture, {media.audio_seconds:.2f} s of sound")
-    return frames, media.audio_seconds
+    media = read_media(Path(path), recipe, frame_size=32)
+    return max(int(media.video_seconds + 0.5), 1), media.audio_seconds
 
 
 def _positive(kind: type):

@@ -13,7 +13,7 @@ REASONS = {
     "unusable dimensions": "the picture is larger than MAX_PIXELS or longer than MAX_ASPECT times its short side",
     "no frame decoded": "not one picture could be decoded",
     "no sound decoded": "not one sample of sound could be decoded",
-    "too short": "picture or sound reaches less than MIN_COVERAGE of the clip",
+    "too short": "picture or sound reaches less far than the recipe needs (media.length.shortest)",
     "out of memory": "there was not enough memory to decode the file",
     "timed out": "decoding took longer than its time limit",
     "decoder crashed": "the decoding process died, or failed in a way that it should not",
@@ -32,3 +32,8 @@ class Rejected(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+def explain(rejected: Rejected) -> dict[str, str]:
+    """The reason as JSON; of a clip that is too short with its length and the shortest that would do."""
+    return {"reason": rejected.reason} | ({"detail": rejected.detail} if rejected.reason == "too short" else {})

@@ -2,19 +2,19 @@
 
 import io
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from simplejpeg import encode_jpeg
 
 from maavt.clips import Clip
-from maavt.media.decode import Media, decode
+from maavt.media.decode import Media
+from maavt.media.length import REST, read_media
 from maavt.media.quality import Quality, measure
 from maavt.media.spectrogram import spectrograms
 from maavt.params import Shard, Spectrogram
-
-REACHED = 0.75  # of its seconds: how far a clip must reach into a pair, where pairs are those that are covered
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,17 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
 
     Of a clip to train on, where a window of its sound is drawn anew in each epoch, the whole is kept.
     """
-    media, frames, sound = _read(raw / clip.path, recipe, settings.frame_size,
-                                 whole=recipe.windowed and clip.split == "train")
+    media, frames, sound, begins = _read(raw / clip.path, recipe, settings.frame_size,
+                                         whole=recipe.windowed and clip.split == "train",
+                                         begin=clip.begin, length=clip.seconds)
     members = {f"frame-{second:02d}.jpg": encode_jpeg(frame, settings.jpeg_quality, colorsubsampling="420")
                for second, frame in frames.items()}
     with io.BytesIO() as buffer:
         np.save(buffer, sound)
         members["spectrogram.npy"] = buffer.getvalue()
-    facts = asdict(clip) | {"labels": clip.second_labels(recipe.clip_seconds)}
-    members["json"] = json.dumps({key: facts[key] for key in ("label", "labels", "start", "end", "source")}).encode()
+    facts = {"label": clip.label, "labels": clip.second_labels(recipe.clip_seconds), "begins": begins,
+             "start": clip.start, "end": clip.end, "source": clip.source}
+    members["json"] = json.dumps(facts).encode()
     values = sound.astype(np.float64).ravel()
     rows = np.concatenate([frame.reshape(len(frame), -1) for frame in frames.values()])
     colours = rows.sum(0, dtype=np.uint32).reshape(-1, 3).sum(0, dtype=np.float64)  # in two steps: 20 times as fast
@@ -51,30 +53,56 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
 
 
 def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool = False
-              ) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """The frames that a clip's pairs need, (frame_size, frame_size, 3) uint8 by their second, and its spectrograms
-    (pairs, frames, bins) float16; one of all its sound and all frames that a window may need when `whole`.
+              ) -> tuple[dict[int, np.ndarray], np.ndarray, list[float]]:
+    """The frames that a clip's pairs need, (frame_size, frame_size, 3) uint8 by their second; its spectrograms
+    (pairs, frames, bins) float16, one of all its sound and all frames that a window may need when `whole`; and the
+    second at which each pair begins, whose frame is that of frame_second().
 
     Raises Rejected.
     """
     return _read(path, recipe, frame_size, whole)[1:]
 
 
-def _read(path: Path, recipe: Spectrogram, frame_size: int, whole: bool
-          ) -> tuple[Media, dict[int, np.ndarray], np.ndarray]:
-    wanted = frames_of_pairs(recipe, whole)
-    media = decode(path, seconds=recipe.clip_seconds, frame_size=frame_size, sample_rate=recipe.sample_rate,
-                   pad=recipe.pad, wanted=wanted)
-    waveform = media.waveform
+def _read(path: Path, recipe: Spectrogram, frame_size: int, whole: bool, begin: float | None = None,
+          length: float = 0.0) -> tuple[Media, dict[int, np.ndarray], np.ndarray, list[float]]:
+    """As read_clip, with what was decoded; of the `length` seconds from `begin` on where that is not None."""
+    span = float(recipe.clip_seconds) if begin is None else min(length, recipe.clip_seconds)
+    cut = span < recipe.clip_seconds
+    wanted = range(math.ceil(span)) if cut else frames_of_pairs(recipe, whole)
+    if recipe.pairs == "covered" and not cut:
+        wanted = range(wanted[0], recipe.clip_seconds)  # which of them are needed, only its length tells
+    media = read_media(path, recipe, frame_size, seconds=math.ceil(span), start=begin or 0.0, wanted=wanted, span=span)
+    if cut:
+        wanted = frames_of_pairs(recipe, whole) if recipe.pairs != "covered" else range(recipe.clip_seconds)
+        media = _stretched(media, span, recipe, wanted)
+    rate, size = recipe.sample_rate, recipe.seconds * recipe.sample_rate
+    begins = _begins(min(media.video_seconds, media.audio_seconds, span), recipe)
     if whole:
-        stretches = waveform[None]
-    elif recipe.pairs == "one":
-        stretches = waveform[None, recipe.offset * recipe.sample_rate :][:, : recipe.seconds * recipe.sample_rate]
+        stretches, needed = media.waveform[None], wanted
     else:
-        stretches = waveform.reshape(-1, recipe.seconds * recipe.sample_rate)[: _covered(media, recipe)]
-        wanted = wanted[: len(stretches)]
-    frames = dict(zip(wanted, media.frames, strict=False))
-    return media, frames, spectrograms(stretches, recipe).astype(np.float16)
+        stretches = np.stack([media.waveform[round(begin * rate) :][:size] for begin in begins])
+        needed = dict.fromkeys(frame_second(begin, recipe) for begin in begins)
+    frames = dict(zip(wanted, media.frames, strict=True))
+    return (media, {second: frames[second] for second in needed}, spectrograms(stretches, recipe).astype(np.float16),
+            begins)
+
+
+def frame_second(begin: float, recipe: Spectrogram) -> int:
+    """The second whose frame a pair that begins at `begin` has: the one at its middle."""
+    return int(begin + recipe.seconds / 2)
+
+
+def _stretched(media: Media, span: float, recipe: Spectrogram, wanted: range) -> Media:
+    """A clip that was cut off at `span`, as long as others: as `pad` says, from what lies before the cut."""
+    picture, sound = (min(seconds, span) for seconds in (media.video_seconds, media.audio_seconds))
+    waveform, size = media.waveform[: round(sound * recipe.sample_rate)], recipe.clip_seconds * recipe.sample_rate
+    shown = max(math.ceil(picture - 0.5 - 1e-6), 1)  # frames on view before the cut
+    if recipe.pad == "tile":
+        waveform, places = np.resize(waveform, size), [second % shown for second in wanted]
+    else:
+        waveform = np.pad(waveform, (0, size - len(waveform)))
+        places = [min(second, shown - 1) for second in wanted]
+    return replace(media, waveform=waveform, frames=media.frames[places], video_seconds=picture, audio_seconds=sound)
 
 
 def frames_of_pairs(recipe: Spectrogram, whole: bool = False) -> range:
@@ -87,7 +115,16 @@ def frames_of_pairs(recipe: Spectrogram, whole: bool = False) -> range:
     return range(middle, recipe.clip_seconds, recipe.seconds)
 
 
-def _covered(media: Media, recipe: Spectrogram) -> int | None:
-    """How many pairs a clip has; None is all of them."""
-    reach = min(media.video_seconds, media.audio_seconds)
-    return max(1, int(reach / recipe.seconds + 1 - REACHED)) if recipe.pairs == "covered" else None
+def _begins(reach: float, recipe: Spectrogram) -> list[float]:
+    """The seconds at which the pairs begin of a clip that reaches so far."""
+    if recipe.pairs == "one":
+        return [recipe.offset]
+    step = recipe.seconds
+    if recipe.pairs == "every":
+        return list(range(0, recipe.clip_seconds, step))
+    whole = int(reach / step + 1e-6)
+    begins: list[float] = list(range(0, max(whole, 1) * step, step))
+    if whole and reach - whole * step > REST:  # one more, which ends where the clip ends
+        last = math.floor((reach - step) * 1000) / 1000
+        begins.append(int(last) if last == int(last) else last)
+    return begins

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from simplejpeg import decode_jpeg
 
-from maavt.clips import BACKGROUND
 from maavt.errors import UserError
 from maavt.shards.reader import Reader
 from maavt.work import default_workers
@@ -44,14 +43,14 @@ class Batch:
     spectrograms: torch.Tensor  # (B, T, F) float16, not normalised
     labels: torch.Tensor  # (B,) int64, -1 is background
     keys: list[str]
-    seconds: list[int]
+    seconds: list[float]  # where each pair begins in its clip
     boxes: torch.Tensor | None = None  # (B, 4) float32
 
 
 @dataclass(frozen=True)
 class _Pair:
     key: str
-    second: int
+    second: float
     label: int
     jpeg: bytes
     spectrogram: np.ndarray  # (T, F)
@@ -71,8 +70,7 @@ class Loader:
         self.index = self.reader.index
         self.recipe = self.index["spectrogram"]
         self.shards = [name for name in self.index["shards"] if name.startswith(f"{split}/")]
-        self.classes = {label: number for number, label in enumerate(self.index["classes"])}
-        self.classes[BACKGROUND] = BACKGROUND_LABEL
+        self.classes = {None: BACKGROUND_LABEL} | {label: number for number, label in enumerate(self.index["classes"])}
         self.pairs = self.index["splits"][split]["pairs"]
 
     def __len__(self) -> int:
@@ -132,18 +130,19 @@ class Loader:
 
     def _pairs(self, sample: dict, rng: random.Random | None) -> Iterator[_Pair]:
         spectrograms = _read_array(sample["spectrogram.npy"])  # (pairs, frames, bins)
-        labels = json.loads(sample["json"])["labels"]
+        facts = json.loads(sample["json"])
         length = self.index["spectrogram_frames"]
-        for number, spectrogram in enumerate(spectrograms):
-            begin = self.recipe["offset"] + number * self.recipe["seconds"]
+        for begin, spectrogram in zip(facts["begins"], spectrograms, strict=True):
             spare = len(spectrogram) - length
             if spare > 0:  # of all the clip's sound: the window is drawn here
                 seconds = self.recipe["clip_seconds"] - self.recipe["seconds"]
                 place = rng.randint(0, spare) if rng else round(begin / seconds * spare)
                 spectrogram = spectrogram[place : place + length]
-                begin = place / spare * seconds
-            middle = int(begin + (self.recipe["seconds"] // 2 if spare <= 0 else self.recipe["seconds"] / 2))
-            yield _Pair(sample["__key__"], int(begin), self.classes[labels[middle]],
+                begin = int(exact := place / spare * seconds)
+            else:
+                exact = begin
+            middle = int(exact + self.recipe["seconds"] / 2)
+            yield _Pair(sample["__key__"], begin, self.classes[facts["labels"][middle]],
                         sample[f"frame-{middle:02d}.jpg"], spectrogram)
 
     def _batches(self, pairs: Iterator[_Pair], rng: random.Random | None, sizes: Iterable[int] = ()

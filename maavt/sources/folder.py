@@ -1,132 +1,307 @@
 """Clips of one's own: folders named like the classes, with or without folders of the splits above, or a table."""
 
-import csv
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from posixpath import normpath, splitext
 
-from maavt.clips import SPLITS, Clip, Labels
+from maavt.clips import BACKGROUND, Clip, Labels
 from maavt.errors import UserError
-from maavt.fetch import PERMANENT, Failed
+from maavt.fetch import CONTENT, PERMANENT, Failed
 from maavt.fetch.http import Http
+from maavt.fetch.tree import Entry, shown, walk
+from maavt.media.length import REST, SHORTEST
+from maavt.media.rejected import REASONS
 from maavt.params import Params
 from maavt.progress import progress
 from maavt.sources.archives import copy
-from maavt.sources.lists import WHOLE, choose_split, number, safe_key
+from maavt.sources.lists import WHOLE, choose_split, safe_key
+from maavt.sources.look import Look, look_at
+from maavt.sources.splits import share_out
 from maavt.sources.store import Store
+from maavt.sources.table import SLACK, Row, read_table, unread
 from maavt.work import project_root
 
-SHORTEST = 0.1  # seconds
-SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
-            ".webm", ".wmv"}
+# A file with such a name is meant to be a clip, and listed as failed where it is none; any other is a clip if it has
+# picture and sound, and not taken otherwise.
+SUFFIXES = {f".{name}" for name in (
+    "3g2 3gp asf avi divx dv f4v flv insv lrv m2t m2ts m2v m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf ogv qt rm "
+    "rmvb tod ts vob webm wmv").split()}
+NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+         "test": "test", "testing": "test", "eval": "test"}  # what people call the splits
+LAYOUTS = ("<class>/<clip>, <train|val|test>/<class>/<clip> (or training, valid, validation, dev, testing, eval), or a "
+           "table (folder.table)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Clip):
+    """A clip and the user's file that it is made from."""
+
+    file: str
 
 
 @dataclass(frozen=True)
-class Own:
-    """A clip and the user's file that it is made from."""
+class Survey:
+    """What is in the user's folder: the clips, the other files with the reason (path, reason), and what to tell."""
 
-    clip: Clip
-    file: Path
+    clips: list[Own]
+    not_taken: list[tuple[str, str]]
+    notes: list[str]
 
 
-def labels(params: Params) -> Labels:
-    """The classes in the order of their names; background where the table has start and end."""
-    found = own(params)
-    return Labels(classes=tuple(sorted({item.clip.label for item in found})),
-                  background=any(item.clip.end != WHOLE for item in found))
+@dataclass
+class _Recording:
+    """A file of the user's, or the part of it that rows of the table name, and what is said of it."""
+
+    name: str
+    label: str
+    split: str
+    group: str
+    rows: list[Row] = field(default_factory=list)
+    look: Look = Look()
+
+
+def labels(params: Params, clips: Sequence[Clip] | None = None) -> Labels:
+    """The classes in the order of their names; background where some second of some clip is outside its events."""
+    clips = survey(params).clips if clips is None else clips
+    named = {label for clip in clips for label in (clip.label, *(event[0] for event in clip.events))}
+    return Labels(classes=tuple(sorted(named)),
+                  background=any(clip.events or clip.start > 0 or clip.end < WHOLE for clip in clips))
 
 
 def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
-    """One Clip per file; there are no published lists."""
-    return [item.clip for item in own(params)]
+    """The clips that are in the folder; there are no published lists."""
+    return survey(params).clips
 
 
 def fetch(params: Params, store: Store, http: Http) -> str:
     """Copy the user's files; the reason of those that are not there."""
-    for item in progress(own(params), label="copying clips", unit="clip"):
+    files = {clip.path: clip.file for clip in store.clips if clip.status == "ok"}
+    for path, file in progress(list(files.items()), label="copying clips", unit="clip"):
         try:
-            copy(item.file, store.place(item.clip.path), store)
+            copy(Path(file), store.place(path), store)
+            store.accept(path)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            store.note(item.clip.path, Failed(PERMANENT, "no such file"))
+            store.note(path, Failed(PERMANENT, "no such file"))
     store.refresh()
     return "permanent: no such file"
 
 
-def own(params: Params) -> list[Own]:
-    """The clips with their files, in the order of the table or of the names.
+def survey(params: Params) -> Survey:
+    """Look at every file below folder.root.
 
-    Raises UserError with every mistake in the table.
+    Raises UserError when that makes no data set, with every mistake in the table.
     """
-    settings = params.folder
+    settings, longest = params.folder, params.shard.spectrogram["folder"].clip_seconds
     root = project_root() / Path(settings.root).expanduser()
     if not root.is_dir():
         raise UserError(f"folder.root: {root} is no folder; expected the one that holds your clips")
-    found = list(_from_table(root, params) if settings.table else _from_folders(root, params))
-    if not found:
-        raise UserError(f"no clips in {root}; expected <class>/<clip>, <train|val|test>/<class>/<clip>, or a table")
-    return found
-
-
-def _from_folders(root: Path, params: Params) -> Iterator[Own]:
-    tops = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    given = bool(tops) and {top.name for top in tops} <= set(SPLITS)
-    for folder in sorted(path for top in tops for path in top.iterdir() if path.is_dir()) if given else tops:
-        for file in sorted(folder.rglob("*")):
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file():
-                name = file.relative_to(root).as_posix()
-                yield _own(name, file, label=folder.name, split=folder.parent.name if given else "", group=name,
-                           params=params)
-
-
-def _from_table(root: Path, params: Params) -> Iterator[Own]:
-    table, column = root / params.folder.table, params.folder.group
-    mistakes, seen = [], {}
-    for where, row in _rows(table, ["path", "label", *([column] if column else [])]):
+    notes: list[str] = []
+    if settings.table:
+        found, aside = _from_table(root, params, longest, notes)
+    else:
+        found, aside = _from_folders(root, params)
+    looks = look_at(dict.fromkeys(str(root / recording.name) for recording in found))
+    taken = []
+    for recording in found:
+        recording.look = looks[str(root / recording.name)]
+        if recording.look.reason and not settings.table and _suffix(recording.name) not in SUFFIXES:
+            aside.append(Entry(recording.name, reason=recording.look.reason))
+        else:
+            taken.append(recording)
+    if not taken:
+        raise UserError(f"no clips in {root}; expected {LAYOUTS}{_kinds(aside, ', but found ')}")
+    _split(taken, settings.span, longest, params, notes)
+    made, mistakes = [], []
+    for recording in taken:
         try:
-            name, split = _filled(row, "path", where), (row.get("split") or "").strip()
-            if split and split not in SPLITS:
-                raise UserError(f"{where}: the split {split!r}; expected {', '.join(SPLITS)} or nothing")
-            if name in seen:
-                raise UserError(f"{where}: {name!r} is in {seen[name]} already; expected each clip once")
-            times = [number(row[key], f"{where}, {key}") if row.get(key) else None for key in ("start", "end")]
-            if times[0] is not None and times[1] is not None and times[0] > times[1]:
-                raise UserError(f"{where}: the event ends at {times[1]:g} s, before it starts")
-            seen[name] = where.rpartition(", ")[2]
-            yield _own(name, root / name, label=_filled(row, "label", where), split=split,
-                       group=_filled(row, column, where) if column else name, times=times, params=params)
+            made += _clips(recording, root, settings.span, longest, settings.overlap)
         except UserError as error:
             mistakes.append(str(error))
     if mistakes:
-        more = f"\n  and {len(mistakes) - 20} more" if len(mistakes) > 20 else ""
-        raise UserError(f"{len(mistakes)} mistakes in {table}:\n  " + "\n  ".join(mistakes[:20]) + more)
+        raise UserError("\n  ".join([f"{len(mistakes)} events that nobody would see:", *mistakes[:20]]))
+    _tell_of_length(made, taken, longest, settings.span, notes)
+    if (own := labels(params, made)).background and BACKGROUND in own.classes:
+        raise UserError(f"the class {BACKGROUND!r} and the seconds outside all events, which are background too, could "
+                        "not be told apart; rename the class, or leave its rows out, which says the same")
+    not_taken = sorted((shown(entry.name), entry.reason) for entry in aside)
+    if not_taken:
+        notes.append(f"{len(not_taken)} files are not taken{_kinds(aside, ': ')}")
+    return Survey(made, not_taken, notes)
 
 
-def _rows(table: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
-    """(where, row) for each row of the table, which must have the columns."""
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            if missing := [column for column in columns if column not in (rows.fieldnames or [])]:
-                raise UserError(f"{table}: no column {', '.join(missing)} in {rows.fieldnames}; expected path and "
-                                "label, and as you like split, start, end and the column that folder.group names")
-            for row in rows:
-                yield f"{table.name}, line {rows.line_num}", row
-    except FileNotFoundError:
-        raise UserError(f"folder.table: no {table}; expected a CSV in folder.root") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is no CSV in UTF-8 ({error}); export it as one") from None
+def _kinds(aside: list[Entry], before: str) -> str:
+    counts = Counter(entry.reason for entry in aside).most_common(8)
+    return before + ", ".join(f"{count} {reason}" for reason, count in counts) if counts else ""
 
 
-def _filled(row: dict, column: str, where: str) -> str:
-    if not (value := (row[column] or "").strip()):
-        raise UserError(f"{where}: {column} is empty; expected a value")
-    return value
+def _from_folders(root: Path, params: Params) -> tuple[list[_Recording], list[Entry]]:
+    entries = sorted(walk(root), key=lambda entry: entry.name)
+    tops = {top: shown(top) for entry in entries if not entry.reason
+            for top, below, _ in [entry.name.partition("/")] if below}
+    splits = {top: NAMES[name.lower()] for top, name in tops.items() if name.lower() in NAMES}
+    if splits and len(splits) < len(tops):
+        raise UserError(f"{root} holds folders of splits ({_listed(map(shown, splits))}) beside others "
+                        f"({_listed(tops[top] for top in tops if top not in splits)}); expected one kind alone: "
+                        f"{LAYOUTS}. Move the others out, or name your clips in a table")
+    if splits and "train" not in splits.values():
+        raise UserError(f"{root} holds the splits {_listed(map(shown, splits))}, but none to train on; expected "
+                        f"{LAYOUTS}")
+    found, aside = [], [entry for entry in entries if entry.reason]
+    for entry in entries:
+        above = entry.name.split("/")[:-1]
+        if entry.reason:
+            continue
+        if len(above) < (2 if splits else 1):
+            aside.append(replace(entry, reason="in no folder of a class"))
+        else:
+            found.append(_Recording(entry.name, shown(above[1 if splits else 0]),
+                                    splits[above[0]] if splits else "", entry.name))
+    return found, aside
 
 
-def _own(name: str, file: Path, *, label: str, split: str, group: str, params: Params, times=(None, None)) -> Own:
-    key = safe_key(name.removesuffix(file.suffix), identity=name)
-    split = split or choose_split(group, val=params.folder.val_share, test=params.folder.test_share)
-    start, end = 0.0 if times[0] is None else times[0], WHOLE if times[1] is None else times[1]
-    suffix = file.suffix.lower() if file.suffix.lower() in SUFFIXES else ""
-    return Own(Clip(key=key, path=f"clips/{key}{suffix}", label=label, split=split, start=start, end=end,
-                    source=group), file)
+def _listed(names) -> str:
+    names = sorted(names)
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _from_table(root: Path, params: Params, longest: int, notes: list[str]) -> tuple[list[_Recording], list[Entry]]:
+    rows, found = read_table(root, params.folder, longest), {}
+    for row in rows:
+        found.setdefault(row.clip, _Recording(row.path, row.label, row.split, row.group)).rows.append(row)
+    names = {row.path: None for row in rows}
+    if others := unread(root / params.folder.table, params.folder):
+        notes.append(f"columns of {params.folder.table} that nothing reads: {_listed(others)}")
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        notes.append(f"warning: {len(missing)} files of {params.folder.table} are not in {root}: {_listed(missing)}")
+    named = {normpath(name) for name in names} | {normpath(str(root / name)) for name in names}
+    aside = []
+    for entry in walk(root):
+        if entry.name == normpath(params.folder.table):
+            aside.append(replace(entry, reason="the table"))
+        elif not {entry.name, str(root / entry.name)} & named:
+            aside.append(replace(entry, reason=entry.reason or "not in the table"))
+    return list(found.values()), aside
+
+
+def _suffix(name: str) -> str:
+    suffix = splitext(name)[1].lower()
+    return suffix if re.fullmatch(r"\.[a-z0-9]{1,5}", suffix) else ""
+
+
+def _clips(recording: _Recording, root: Path, span: str, longest: int, overlap: float) -> Iterator[Own]:
+    """The clips that a recording becomes. Raises UserError for an event in a part that is not read."""
+    length, name = recording.look.seconds, recording.name
+    stem = name.removesuffix(splitext(name)[1])
+    key = safe_key(stem, identity=name)
+    made = Own(key=key, path=f"clips/{key}{_suffix(name)}", label=recording.label, split=recording.split,
+               start=0.0, end=WHOLE, source=shown(recording.group), seconds=length, file=str(root / name))
+    if recording.look.reason:
+        made = replace(made, status="failed", reason=_failure(recording.look.reason))
+    for begin, seconds, rows in _spans(recording, span, longest, overlap):
+        one = made
+        if begin is not None:
+            place = f"{round(begin * 1000):08d}-{round((begin + seconds) * 1000):08d}"
+            one = replace(made, key=f"{key}-{place}", begin=begin, seconds=round(seconds, 3))
+        try:
+            if made.status == "ok":
+                _check_times(rows, span, begin or 0.0, length, longest)
+        except Failed as failed:
+            yield replace(one, status="failed", reason=str(failed))
+            continue
+        yield _with_events(one, rows, begin or 0.0, seconds if begin is not None else 0.0)
+
+
+def _failure(reason: str) -> str:
+    if reason == "no such file":
+        return f"{PERMANENT}: {reason}"
+    return f"{CONTENT}: {reason if reason in REASONS or reason.startswith('too short') else 'not media'}"
+
+
+def _spans(recording: _Recording, span: str, longest: int, overlap: float
+           ) -> Iterator[tuple[float | None, float, list[Row]]]:
+    """(begin, seconds, rows) of each clip of a recording; begin is None where the clip is the file."""
+    length = recording.look.seconds
+    if span == "table":
+        _, begin, to = recording.rows[0].clip
+        end = min(length or to or longest, to or length or longest)
+        yield (None if begin is to is None else begin or 0.0), max(end - (begin or 0.0), 0.0), recording.rows
+    elif span == "windows" and length > longest + REST:
+        step, last = longest - overlap, length - longest
+        count = int((last - REST) // step) + 1
+        for begin in [*(number * step for number in range(count)), last]:  # the last one ends where the recording ends
+            yield round(begin, 3), float(longest), recording.rows
+    else:
+        yield None, length, recording.rows
+
+
+def _check_times(rows: list[Row], span: str, begin: float, length: float, longest: int) -> None:
+    """Raise Failed for times beyond the end of the recording, UserError for those in a part that is not read."""
+    for row in rows:
+        times = [time for time in (row.start, row.end, row.begin, row.to) if time is not None]
+        late = max(times, default=0.0) > length + SLACK or (row.begin or 0.0) > length - SHORTEST
+        if length and times and late:
+            raise Failed(CONTENT, f"{row.where}: {max(times):g} s, but the recording ends at {length:g} s")
+        event = [time - begin for time in (row.start, row.end) if time is not None]
+        if span != "windows" and event and max(event) > longest + SLACK:
+            raise UserError(f"{row.where}: the event goes on to {max(event) + begin:g} s, but of each clip the first "
+                            f"{longest} s are read (clip_seconds); expected folder.span: windows, or table with from "
+                            "and to")
+
+
+def _with_events(clip: Own, rows: list[Row], begin: float, seconds: float) -> Own:
+    """The clip with the events of its rows, in its own seconds; `seconds` is 0 where it is the whole file."""
+    if all(row.start is row.end is None for row in rows):
+        return clip if not rows else replace(clip, label=rows[0].label)
+    found = []
+    for row in rows:
+        start = max((row.start or 0.0) - begin, 0.0)
+        end = WHOLE if row.end is None else row.end - begin
+        if seconds and end >= seconds:
+            end = WHOLE if not start else seconds
+        if start < end and (not seconds or start < seconds) or not seconds and row.start == row.end:
+            found.append((row.label, round(start, 3), round(end, 3)))
+    if not found:
+        return replace(clip, start=0.0, end=0.0)
+    (label, start, end), *others = found
+    return replace(clip, label=label, start=start, end=end, events=tuple(others))
+
+
+def _tell_of_length(made: list[Own], taken: list[_Recording], longest: int, span: str, notes: list[str]) -> None:
+    if span == "windows":
+        cut = {clip.path for clip in made if clip.begin is not None}
+        if cut:
+            count = sum(clip.begin is not None for clip in made)
+            notes.append(f"{len(cut)} recordings are cut into {count} clips of {longest} s")
+    elif longer := sum(clip.seconds > longest + SLACK for clip in made if clip.status == "ok"):
+        notes.append(f"{longer} of {len(made)} clips are longer than {longest} s: only the first {longest} s of each "
+                     "are read (folder.span: windows takes all)")
+
+
+def _split(taken: list[_Recording], span: str, longest: int, params: Params, notes: list[str]) -> None:
+    """Give every recording without a split one that the shares in params.yaml ask for, its group in one piece."""
+    settings = params.folder
+    open_ = [recording for recording in taken if not recording.split]
+    given = {recording.split for recording in taken}
+    shares = {"val": settings.val_share, "test": settings.test_share}
+    if not open_:  # of given splits one may be missing
+        shares = {split: share for split, share in shares.items() if split not in given and share}
+        open_ = [recording for recording in taken if recording.split == "train"] if shares else []
+    follow = {recording.group: recording.split for recording in taken if recording.split and recording not in open_}
+    groups: dict[str, Counter] = defaultdict(Counter)
+    for recording in open_:
+        if not recording.look.reason and recording.group not in follow:
+            for _, _, rows in _spans(recording, span, longest, settings.overlap):
+                groups[recording.group].update({row.label for row in rows} or {recording.label})
+    chosen = share_out(groups, val=shares.get("val", 0), test=shares.get("test", 0)) | follow
+    for recording in open_:
+        recording.split = chosen.get(recording.group) or choose_split(
+            recording.group, val=shares.get("val", 0), test=shares.get("test", 0))
+    if "train" in given and (lacking := [split for split in shares if split not in given]):
+        for split in lacking:
+            count = sum(recording.split == split for recording in open_)
+            notes.append(f"no clip is given as {split}: {count} of {len(open_)} in train are held out for it "
+                         f"(folder.{split}_share)")

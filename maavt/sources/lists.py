@@ -86,7 +86,7 @@ def annotations_folder(folder: Path, dataset: str) -> Path:
 
 def fraction(name: str) -> float:
     """A number from 0 to 1 that depends on the name alone, the same everywhere and for ever."""
-    digest = hashlib.sha256(f"maavt {name}".encode()).digest()
+    digest = hashlib.sha256(f"maavt {name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 

@@ -81,6 +81,8 @@ class Store:
         wanted = {clip.path for clip in self.clips}
         new = sorted(path for path in self.present & wanted if self._states.get(path, ("", ""))[0] != OK)
         paths = [(str(self.place(path)), shortest) for path in new]
+        if not new:
+            return
         found = fan_out(look_into, paths, time_limit=TIME_LIMIT, label=lambda item: item[0], tolerant=True)
         results = zip(new, found, strict=True)
         for path, (_, result) in progress(results, total=len(new), label="looking into clips", unit="clip"):
@@ -92,9 +94,13 @@ class Store:
                 self.present.discard(path)
                 self.note(path, Failed(CONTENT, result.reason))
             else:
-                with self._lock:
-                    self._states[path] = (OK, "")
-                    csv.writer(self._journal, lineterminator="\n").writerow((path, OK, ""))
+                self.accept(path)
+
+    def accept(self, path: str) -> None:
+        """Keep in mind that a file was looked into and found good."""
+        with self._lock:
+            self._states[path] = (OK, "")
+            csv.writer(self._journal, lineterminator="\n").writerow((path, OK, ""))
 
     def manifest(self, otherwise: str) -> list[Clip]:
         """All clips with their last state; `otherwise` is the reason of those that nothing is known of."""

@@ -1,4 +1,5 @@
-"""Stage download: a source -> data/raw/DATASET with the clips, clips.csv and classes.json.
+"""Stage download: a source -> data/raw/DATASET with the clips, clips.csv and classes.json; of a folder of one's own
+also not_taken.csv, the files that are no clips.
 
 What was fetched stays in .work/download/DATASET-..., so that another run, after a failure or with other settings or
 code, fetches only what is missing. Once DVC has the clips in its cache, the folder raw/ there may be removed to save
@@ -14,17 +15,21 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from maavt.clips import Clip, write_manifest
+from maavt.clips import Clip, Labels, write_manifest
 from maavt.errors import UsageError, UserError, run
 from maavt.fetch import KINDS, Failed
 from maavt.fetch.budget import Budget
 from maavt.fetch.http import Http
 from maavt.params import Params, load_params
 from maavt.sources import SOURCES, synth
+from maavt.sources import folder as own
 from maavt.sources.cached import restore
 from maavt.sources.lists import warnings
+from maavt.sources.splits import tell
 from maavt.sources.store import Store, summary
-from maavt.work import kept, link_tree, project_root, publish, workspace
+from maavt.work import kept, link, link_tree, project_root, publish, workspace, write_table
+
+NOT_TAKEN = "not_taken.csv"
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -41,7 +46,9 @@ def main(arguments: Sequence[str] = ()) -> None:
             clips = collect(params, folder, retry)
             finished = folder / "finished"
             link_tree(folder / "raw", finished)
-            write_manifest(finished, clips, source.labels(params))
+            write_manifest(finished, clips, _labels(params, clips))
+            if (folder / NOT_TAKEN).exists():
+                link(folder / NOT_TAKEN, finished / NOT_TAKEN)
         publish(finished, project_root() / "data" / "raw" / params.dataset)
     failed = sum(clip.status != "ok" for clip in clips)
     print(f"{params.dataset}: {len(clips) - failed} clips of {len(clips)} in data/raw/{params.dataset}")
@@ -59,7 +66,15 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
         lists = source.annotations(params, folder, http) if hasattr(source, "annotations") else None
     except Failed as failed:
         raise UserError(f"the list of clips: {failed}; nothing was fetched yet") from None
-    clips = source.clips(params, lists)
+    if source is own:
+        found = own.survey(params)
+        clips = found.clips
+        write_table(folder / NOT_TAKEN, ("path", "reason"), [dict(zip(("path", "reason"), row, strict=True))
+                                                             for row in found.not_taken])
+        for line in found.notes:
+            print(line)
+    else:
+        clips = source.clips(params, lists)
     if not _from_here(params):
         root = Path(os.environ.get("DVC_ROOT") or project_root())
         restore(root, f"data/raw/{params.dataset}", folder / "raw", {clip.path for clip in clips})
@@ -73,7 +88,7 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
             stopped = failed
         finally:
             store.refresh()
-            write_manifest(folder, store.manifest(otherwise), source.labels(params))
+            write_manifest(folder, store.manifest(otherwise), _labels(params, clips))
         if stopped:
             print(summary(store.manifest(otherwise)))
             raise UserError(f"{stopped.reason}\nThe download stopped here; what came is kept, and the same command "
@@ -81,10 +96,18 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
         store.inspect(source.SHORTEST)
         store.tidy()
         clips = store.manifest(otherwise)
-    write_manifest(folder, clips, source.labels(params))
+    write_manifest(folder, clips, _labels(params, clips))
     print(summary(clips))
+    if source is own:
+        for line in tell(clip for clip in clips if clip.status == "ok"):
+            print(line)
     _check_coverage(clips, params, folder)
     return clips
+
+
+def _labels(params: Params, clips: list[Clip]) -> Labels:
+    source = SOURCES[params.dataset]
+    return own.labels(params, clips) if source is own else source.labels(params)
 
 
 def _check_coverage(clips: list[Clip], params: Params, folder: Path) -> None:

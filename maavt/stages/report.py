@@ -142,7 +142,7 @@ def confusion(figure: Figure, predictions: list[dict[str, str]], classes: list[s
 
 def examples(loader: Loader, predictions: list[dict[str, str]]) -> list[dict]:
     """Some test pairs to look at, right and wrong ones: picture, spectrogram, label and prediction."""
-    said = {(row["key"], int(row["second"])): row for row in predictions}
+    said = {(row["key"], float(row["second"])): row for row in predictions}
     chosen: dict[tuple[str, bool], list[dict]] = defaultdict(list)
     for batch in loader.in_order():
         row = said[batch.keys[0], batch.seconds[0]]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from maavt.clips import SPLITS, Clip, Labels, read_manifest
 from maavt.errors import UserError, run
 from maavt.media.quality import Quality, near_duplicates
-from maavt.media.rejected import Rejected
+from maavt.media.rejected import Rejected, explain
 from maavt.media.sample import make_sample
 from maavt.media.spectrogram import spectrograms
 from maavt.params import Params, load_params
@@ -44,8 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
     params = load_params()
     raw = project_root() / "data" / "raw" / params.dataset
     clips, labels = read_manifest(raw)
-    recipe = params.shard.spectrogram[params.dataset]  # not those of others
-    settings = replace(params.shard, spectrogram={params.dataset: recipe})
+    recipe = params.shard.spectrogram[params.dataset].suited(clip.seconds for clip in clips if clip.status == "ok")
+    if recipe != params.shard.spectrogram[params.dataset]:
+        print(f"pairs of {recipe.seconds} s, which suits the lengths of the clips (seconds: auto)")
+    settings = replace(params.shard, spectrogram={params.dataset: recipe})  # not those of others
+    params = replace(params, shard=settings)
     with workspace("shard", params.dataset, settings, params.seed, raw / "clips.csv", raw / "classes.json",
                    _stamps(raw, clips)) as folder:
         index = shard_clips(clips, labels, raw=raw, folder=folder, params=params)
@@ -74,7 +77,7 @@ def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, p
             done[name] = stats
     index = _index([(name, done[name]) for name, _ in plan], clips, labels, params)
     rejects = _rejects([done[name] for name, _ in plan], clips)
-    write_table(folder / "shards" / "rejects.csv", ("key", "split", "label", "stage", "reason"), rejects)
+    write_table(folder / "shards" / "rejects.csv", ("key", "split", "label", "stage", "reason", "detail"), rejects)
     quality = _quality([done[name] for name, _ in plan], clips)
     write_table(folder / "shards" / "quality.csv", QUALITY, quality)
     with atomic(folder / "shards" / "index.json") as path:
@@ -116,7 +119,7 @@ def _make_shards(plan, *, raw: Path, folder: Path, params: Params, bar: tqdm) ->
             with wds.TarWriter(str(path), encoder=False, mtime=0, user="", group="") as tar:
                 for _, (clip, result) in zip(shard, results, strict=False):
                     if isinstance(result, Rejected):
-                        stats["rejects"][clip.key] = result.reason
+                        stats["rejects"][clip.key] = [result.reason, explain(result).get("detail", "")]
                         rejected += 1
                     else:
                         tar.write({"__key__": clip.key, **result.members})
@@ -163,11 +166,11 @@ def _index(shards: list[tuple[str, dict]], clips: list[Clip], labels: Labels, pa
 
 
 def _rejects(stats: list[dict], clips: list[Clip]) -> list[dict[str, str]]:
-    reasons = {key: ("shard", reason) for shard in stats for key, reason in shard["rejects"].items()}
-    reasons |= {clip.key: ("download", clip.reason) for clip in clips if clip.status != "ok"}
+    reasons = {key: ("shard", *why) for shard in stats for key, why in shard["rejects"].items()}
+    reasons |= {clip.key: ("download", clip.reason, "") for clip in clips if clip.status != "ok"}
     return [
-        {"key": clip.key, "split": clip.split, "label": clip.label, "stage": stage, "reason": reason}
-        for clip in clips if clip.key in reasons for stage, reason in [reasons[clip.key]]
+        {"key": clip.key, "split": clip.split, "label": clip.label, "stage": stage, "reason": reason, "detail": detail}
+        for clip in clips if clip.key in reasons for stage, reason, detail in [reasons[clip.key]]
     ]
 
 
@@ -200,13 +203,18 @@ def _warn_of_leaks(quality: list[dict], params: Params) -> None:
 
 def _check_coverage(index: dict, rejects: list[dict[str, str]], clips: list[Clip], params: Params) -> None:
     used = sum(split["samples"] for split in index["splits"].values())
-    if used < params.shard.min_coverage * len(clips) or not all(s["samples"] for s in index["splits"].values()):
-        reasons = Counter(f"{reject['stage']}: {reject['reason']}" for reject in rejects).most_common()
-        table = "".join(f"\n  {count:6d}  {reason}" for reason, count in reasons)
-        counts = ", ".join(f"{split} {s['samples']}" for split, s in index["splits"].items())
+    reasons = Counter(f"{reject['stage']}: {reject['reason']}" for reject in rejects).most_common()
+    table = "".join(f"\n  {count:6d}  {reason}" for reason, count in reasons)
+    counts = ", ".join(f"{split} {s['samples']}" for split, s in index["splits"].items())
+    if empty := [split for split, s in index["splits"].items() if not s["samples"]]:
+        listed = ", ".join(f"{sum(clip.split == split for clip in clips)} of {split}" for split in empty)
+        raise UserError(f"no clip can be used in {' and '.join(empty)} ({counts}); the manifest has {listed}. Expected "
+                        "some in every split: add clips, or name the splits yourself"
+                        + (f". Why clips dropped out:{table}" if rejects else ""))
+    if used < params.shard.min_coverage * len(clips):
         raise UserError(
             f"{used} of {len(clips)} clips can be used ({counts}); expected at least "
-            f"{params.shard.min_coverage:.0%} and some in every split. Mend the clips, or lower shard.min_coverage "
+            f"{params.shard.min_coverage:.0%}. Mend the clips, or lower shard.min_coverage "
             f"in params.yaml. Why clips dropped out:{table}"
         )
 

@@ -109,7 +109,7 @@ class Prediction:
     `classes` (C,) those of the class head alone."""
 
     key: str
-    second: int
+    second: float
     label: int
     predicted: int
     best_class: int

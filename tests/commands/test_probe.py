@@ -6,6 +6,7 @@ import pytest
 
 from maavt import errors
 from maavt.commands import probe
+from tests.conftest import ROOT
 from tests.media.test_decode import CLIPS, VERDICTS, grey, tone, write_clip
 
 
@@ -21,7 +22,7 @@ def test_real_clips_get_their_expected_verdicts_in_order(capsys):
     if not CLIPS.exists():
         pytest.skip("the real clips are not here")
     paths = [CLIPS / name for name in VERDICTS]
-    assert run(*paths, "--workers", 2) == 0
+    assert run(*paths, "--workers", 2) == 1
     expected = []
     for path, verdict in zip(paths, VERDICTS.values(), strict=True):
         if isinstance(verdict, str):
@@ -37,16 +38,24 @@ def test_file_is_judged_by_the_length_that_it_has(tmp_path, capsys):
     paths = [write_clip(tmp_path / f"{seconds}.mkv", [grey(0)] * round(seconds * 10)) for seconds in lengths]
     paths.append(write_clip(tmp_path / "blink.mkv", [grey(0)] * 4, tone(1)[None]))
     paths.append(write_clip(tmp_path / "hush.mkv", [grey(0)] * 60, tone(1)[None]))
-    assert run(*paths) == 0
+    assert run(*paths) == 1
     *whole, blink, hush = lines(capsys)
     assert [verdict["frames"] for verdict in whole] == list(lengths.values())
     assert [verdict["audio_seconds"] for verdict in whole] == [0.6, 1.2, 1.8, 4.6, 10.0]
-    assert [(verdict["ok"], verdict["reason"]) for verdict in (blink, hush)] == [(False, "too short")] * 2
+    assert (blink["ok"], blink["reason"]) == (False, "too short") and hush["ok"]
+    assert blink["detail"] == "0.40 s of picture, 1.00 s of sound; expected 0.5 s at least of each"
+
+
+def test_files_are_judged_by_the_recipe_of_a_data_set_where_one_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = write_clip(tmp_path / "a.mkv", [grey(0)] * 30)
+    assert run(path) == 0 and run(path, "--dataset", "synth") == 1
+    assert lines(capsys)[1]["detail"].endswith("expected 5 s at least")
 
 
 def test_files_that_are_none_are_verdicts_too(tmp_path, capsys):
     (tmp_path / "text.mp4").write_text("no film")
-    assert run(tmp_path / "none.mp4", tmp_path, tmp_path / "text.mp4") == 0
+    assert run(tmp_path / "none.mp4", tmp_path, tmp_path / "text.mp4") == 1
     assert [verdict["reason"] for verdict in lines(capsys)] == ["missing file", "not media", "not media"]
 
 

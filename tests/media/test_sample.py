@@ -1,6 +1,8 @@
 """What becomes of a clip by the recipe of each data set, and what the loader and the normaliser make of it."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ import torch
 from simplejpeg import decode_jpeg
 
 from maavt.clips import Clip, Labels
+from maavt.media.rejected import Rejected
 from maavt.media.sample import frames_of_pairs, make_sample, read_clip
+from maavt.media.spectrogram import spectrograms
 from maavt.params import parse_params
 from maavt.shards.loader import Batch, Loader
 from maavt.stages.shard import shard_clips
@@ -19,6 +23,7 @@ from tests.media.test_decode import grey, tone, write_clip
 from tests.media.test_spectrogram import GOLDEN, RECIPES
 
 SIZE = 48  # of the stored frames
+FOLDER = replace(RECIPES["folder"], seconds=2)
 
 
 def clip(path: Path, waveform: np.ndarray, rate: int) -> Path:
@@ -37,7 +42,7 @@ def test_spectrogram_in_a_sample_is_the_published_one(tmp_path, dataset, key, pa
     path = clip(tmp_path / "a.mkv", np.concatenate([before, waveform]), recipe.sample_rate)
     if dataset == "ave":  # its pairs are filled with silence, and half of them must be there
         path = clip(path, np.concatenate([before, waveform, np.zeros(80000, np.float32)]), recipe.sample_rate)
-    _, sound = read_clip(path, recipe, frame_size=SIZE)
+    _, sound, _ = read_clip(path, recipe, frame_size=SIZE)
     expected = GOLDEN[f"{dataset}/{key}"]
     expected = expected if recipe.kind == "fbank" else expected.T
     assert sound.dtype == np.float16 and sound.shape[1:] == (224, 224)
@@ -52,23 +57,55 @@ def test_spectrogram_in_a_sample_is_the_published_one(tmp_path, dataset, key, pa
 
 
 def test_each_pair_has_the_frame_at_its_middle(tmp_path):
-    assert {name: list(frames_of_pairs(recipe)) for name, recipe in RECIPES.items()} == {
+    assert {name: list(frames_of_pairs(recipe)) for name, recipe in (RECIPES | {"folder": FOLDER}).items()} == {
         "synth": list(range(10)), "ave": list(range(10)), "vggsound": [5], "cremad": [1], "folder": [1, 3, 5, 7, 9]}
     assert list(frames_of_pairs(RECIPES["vggsound"], whole=True)) == [2, 3, 4, 5, 6, 7]
-    frames, _ = read_clip(clip(tmp_path / "a.mkv", tone(10), 16000), RECIPES["vggsound"], frame_size=SIZE)
+    frames, *_ = read_clip(clip(tmp_path / "a.mkv", tone(10), 16000), RECIPES["vggsound"], frame_size=SIZE)
     assert {second: round(frame.mean(), -1) for second, frame in frames.items()} == {5: 120}
 
 
-@pytest.mark.parametrize("seconds, pairs", [(0.5, 1), (2, 1), (3, 1), (3.6, 2), (7, 3), (9.8, 5), (14, 5)])
-def test_clip_of_any_length_has_the_pairs_that_it_reaches(tmp_path, seconds, pairs):
-    frames, sound = read_clip(clip(tmp_path / "a.mkv", tone(seconds), 16000), RECIPES["folder"], frame_size=SIZE)
-    assert sound.shape == (pairs, 198, 98)
-    assert list(frames) == [1, 3, 5, 7, 9][:pairs]
+@pytest.mark.parametrize("seconds, expected", [
+    (0.5, [0]), (2, [0]), (3, [0, 1]), (3.5, [0, 1.5]), (7, [0, 2, 4, 5]), (9.75, [0, 2, 4, 6, 7.75]),
+    (14, [0, 2, 4, 6, 8])])
+def test_pairs_cover_a_clip_of_any_length_and_the_last_ends_where_it_ends(tmp_path, seconds, expected):
+    frames, sound, begins = read_clip(clip(tmp_path / "a.mkv", tone(seconds), 16000), FOLDER, frame_size=SIZE)
+    assert begins == expected and sound.shape == (len(expected), 198, 98)
+    assert list(frames) == [int(begin + 1) for begin in expected]
+
+
+@pytest.mark.parametrize("begin, length", [(0, 3), (2, 4), (2.5, 2.25), (13, 10), (21.5, 0.75)])
+def test_clip_cut_out_of_a_recording_has_its_pictures_and_its_sound(tmp_path, begin, length):
+    steps = np.concatenate([tone(1, 16000, 400 * 2 ** (second / 12)) for second in range(24)])
+    write_clip(tmp_path / "a.mkv", [grey(20 + 8 * (i // 4)) for i in range(96)], steps[None], fps=4, rate=16000,
+               acodec="pcm_f32le", fmt="flt")
+    facts = Clip(key="a", path="a.mkv", label="a", split="test", start=0, end=3600, source="", begin=begin,
+                 seconds=length)
+    made = make_sample(facts, raw=tmp_path, settings=parse_params(tiny_settings()).shard, recipe=FOLDER)
+    sound = np.load(io.BytesIO(made.members["spectrogram.npy"])).astype(np.float32)
+    begins = json.loads(made.members["json"])["begins"]
+    assert begins[-1] + 2 == pytest.approx(max(length, 2))
+    for at, spectrogram in zip(begins, sound, strict=True):
+        middle = int(at + 1)
+        shown = decode_jpeg(made.members[f"frame-{middle:02d}.jpg"]).mean()
+        seen = begin + (middle + 0.5 if middle + 0.5 < length else 0.5)
+        assert shown == pytest.approx(20 + 8 * int(seen), abs=2)
+        piece = steps[round((begin + at) * 16000) :][: 32000 if length >= 2 else round(length * 16000)]
+        expected = spectrograms(np.resize(piece, 32000)[None], FOLDER)[0]
+        assert np.abs(spectrogram - expected).mean() < 0.1
+
+
+def test_clip_that_is_too_short_names_what_would_do(tmp_path):
+    path = clip(tmp_path / "a.mkv", tone(4), 16000)
+    for name, limit in (("ave", "5 s"), ("synth", "5 s")):
+        with pytest.raises(Rejected, match=f"too short.*expected {limit} at least"):
+            read_clip(path, RECIPES[name], frame_size=SIZE)
+    with pytest.raises(Rejected, match="too short: 0.25 s of picture.*expected 0.5 s at least"):
+        read_clip(clip(tmp_path / "b.mkv", tone(0.25), 16000), FOLDER, frame_size=SIZE)
 
 
 def test_short_clip_is_repeated_to_its_length(tmp_path):
     path = clip(tmp_path / "a.mkv", tone(1.2, 22050), 22050)
-    frames, sound = read_clip(path, RECIPES["cremad"], frame_size=SIZE)
+    frames, sound, _ = read_clip(path, RECIPES["cremad"], frame_size=SIZE)
     assert round(frames[1].mean(), -1) == 20  # its only second, once more
     assert sound[0, 200].max() > 0  # in the third second
 
@@ -179,7 +216,7 @@ def test_the_same_clip_makes_the_same_bytes(tmp_path):
     settings = parse_params(tiny_settings()).shard
     one, two = (make_sample(facts, raw=tmp_path, settings=settings, recipe=RECIPES["synth"]) for _ in range(2))
     assert one == two and one.pairs == 10
-    assert json.loads(one.members["json"])["labels"] == ["background"] * 2 + ["a"] * 3 + ["background"] * 5
+    assert json.loads(one.members["json"])["labels"] == [None] * 2 + ["a"] * 3 + [None] * 5
 
 
 @pytest.mark.parametrize("degrees", [90, 180, -90])
@@ -190,5 +227,5 @@ def test_turned_clip_becomes_a_sample_like_any_other(tmp_path, degrees):
     path = write_clip(tmp_path / "a.mp4", [grey(20, 64, 48)] * 40, tone(4)[None], acodec="aac", fmt="fltp", setup=turn)
     settings = parse_params(tiny_settings()).shard
     made = make_sample(Clip(key="a", path=path.name, label="x", split="train", start=0, end=4, source="a"),
-                       raw=tmp_path, settings=settings, recipe=RECIPES["folder"])
+                       raw=tmp_path, settings=settings, recipe=FOLDER)
     assert decode_jpeg(made.members["frame-01.jpg"]).shape == (SIZE, SIZE, 3)

@@ -63,7 +63,7 @@ def test_labels_are_those_of_the_manifest(made):
 
     clips, labels = read_manifest(made / "data/raw/synth")
     truth = {clip.key: clip.second_labels(10) for clip in clips}
-    names = [*labels.classes, "background"]
+    names = [*labels.classes, None]
     for batch in loader(made).shuffled(seed=0, epoch=1, held=10):
         for key, second, label in zip(batch.keys, batch.seconds, batch.labels, strict=True):
             assert names[label] == truth[key][second]

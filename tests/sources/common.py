@@ -31,8 +31,9 @@ def params(**changes) -> Params:
 
 
 def write_media(path: Path, *, seconds: float = 6, picture: str | None = "libx264", sound: str | None = "aac",
-                mark: int = 0) -> Path:
-    """A small file with picture and sound, or with either alone; `mark` makes it differ from others."""
+                mark: int = 0, shade=None) -> Path:
+    """A small file with picture and sound, or with either alone; `mark` makes it differ from others, `shade` gives
+    the grey level of each of its five frames a second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = 16000
     with av.open(str(path), "w") as container:
@@ -46,7 +47,7 @@ def write_media(path: Path, *, seconds: float = 6, picture: str | None = "libx26
             audio = container.add_stream(sound, rate=rate, layout="mono")
             streams.append(audio)
         for number in range(int(seconds * 5) if picture else 0):
-            pixels = np.full((32, 32, 3), (number * 3 + mark * 7) % 256, np.uint8)
+            pixels = np.full((32, 32, 3), shade(number) if shade else (number * 3 + mark * 7) % 256, np.uint8)
             container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         for begin in range(0, int(seconds * rate) if sound else 0, 1024):
             wave = np.sin(np.arange(begin, begin + 1024) * (0.05 + mark / 100))[None] * 20000

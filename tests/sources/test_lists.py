@@ -49,7 +49,7 @@ def test_ave_keeps_rows_of_the_same_video_apart():
 def test_ave_row_26_has_no_event():
     clip = ave.clips(params())[26]
     assert clip.source == "VWi2ENBuTbw"
-    assert set(clip.second_labels(10)) == {"background"}
+    assert set(clip.second_labels(10)) == {None}
 
 
 def test_ave_names_the_videos_that_are_in_two_splits():
@@ -146,6 +146,6 @@ def test_the_clips_command_prints_the_manifest(capsys, monkeypatch):
     cli.command(["clips", "vggsound"])
     out, err = capsys.readouterr()
     assert out.splitlines()[:2] == [
-        "key,path,label,split,start,end,source,status,reason",
-        "vgg-glLQrEijrKg_000300,video/glLQrEijrKg_000300.mp4,playing hammond organ,test,0,3600.0,glLQrEijrKg,ok,"]
+        "key,path,label,split,start,end,source,status,reason,begin,seconds,events",
+        "vgg-glLQrEijrKg_000300,video/glLQrEijrKg_000300.mp4,playing hammond organ,test,0,3600.0,glLQrEijrKg,ok,,,0.0,"]
     assert "no clip in train and val" in err

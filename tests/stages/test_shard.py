@@ -52,7 +52,7 @@ def test_a_sample_has_a_frame_and_a_spectrogram_for_every_second(made):
         members = {name.partition(".")[2] for name in tar.getnames() if name.startswith(f"{key}.")}
         facts = json.load(tar.extractfile(f"{key}.json"))
     assert members == {f"frame-{s:02d}.jpg" for s in range(10)} | {"spectrogram.npy", "json"}
-    event = [label != "background" for label in facts["labels"]]
+    event = [label is not None for label in facts["labels"]]
     assert [facts["start"] <= second < facts["end"] for second in range(10)] == event
 
 

@@ -1,0 +1,88 @@
+"""Splits of clips that come without: each class has its share in every split, groups stay together, and a clip that is
+added moves one other or none.
+
+scikit-learn's StratifiedGroupKFold shares out as well, but anew with every clip that is added: a model would be tested
+on what the last one was trained on.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+from maavt.clips import SPLITS, Clip
+from maavt.sources.lists import choose_split, fraction
+
+FEW = 3  # groups of a class that are needed for one in every split
+UNEVEN = 5  # times as many clips in the largest class as in the smallest
+SHOWN = 40  # classes
+
+
+def share_out(groups: Mapping[str, Counter], *, val: float, test: float) -> dict[str, str]:
+    """The split of each group, given its clips of each class.
+
+    A hash of its name places every group; then, class by class, those nearest to the border move until the class has
+    the share of clips in test and val that comes nearest to what was asked for, and one group at least in train.
+    """
+    shares = {"test": test, "val": val}
+    chosen = {group: choose_split(group, val=val, test=test) for group in groups}
+    places = {group: fraction(group) for group in groups}
+    members = defaultdict(list)
+    for group in sorted(groups, key=places.get):
+        for label in groups[group]:
+            members[label].append(group)
+    for label in sorted(members, key=lambda label: (len(members[label]), label)):  # the rarest first
+        own = members[label]
+        if "train" not in map(chosen.get, own):
+            chosen[own[-1]] = "train"
+        for split, share in shares.items():
+            wanted = share * sum(groups[group][label] for group in own)
+            _shift(own, chosen, groups, label, split, wanted, least=share > 0 and len(own) >= FEW - (split == "test"))
+    return chosen
+
+
+def _shift(own: list[str], chosen: dict[str, str], groups: Mapping[str, Counter], label: str, split: str,
+           wanted: float, least: bool) -> None:
+    """Move groups of one class between `split` and train while that brings its clips there nearer to `wanted`."""
+    here = sum(groups[group][label] for group in own if chosen[group] == split)
+    for group in reversed(own):
+        size = groups[group][label]
+        if chosen[group] == split and abs(here - size - wanted) < abs(here - wanted) and (here > size or not least):
+            chosen[group] = "train"
+            here -= size
+    for group in own:
+        size, left = groups[group][label], [other for other in own if chosen[other] == "train"]
+        if chosen[group] == "train" and len(left) > 1 and (
+                abs(here + size - wanted) < abs(here - wanted) or least and not here):
+            chosen[group] = split
+            here += size
+
+
+def tell(clips: Iterable[Clip]) -> Iterator[str]:
+    """How many clips each class has in each split, and what of it bodes ill, with what to do."""
+    clips = list(clips)
+    counts = defaultdict(Counter)
+    for clip in clips:
+        counts[clip.label][clip.split] += 1
+    ranked = sorted(counts, key=lambda label: (counts[label].total(), label))
+    width = max(map(len, ranked), default=0)
+    yield f"{'clips in':{width}} {'train':>8} {'val':>8} {'test':>8}"
+    for label in sorted(ranked[:SHOWN]):
+        yield f"{label:{width}} " + " ".join(f"{counts[label][split]:8d}" for split in SPLITS)
+    if len(ranked) > SHOWN:
+        yield f"and {len(ranked) - SHOWN} classes with more"
+    for split in SPLITS:
+        if lacking := [label for label in ranked if not counts[label][split]]:
+            what = {"train": "it cannot be learned", "val": "the best epoch is chosen without it",
+                    "test": "nothing is known of it"}[split]
+            yield (f"warning: no clip in {split} of {_some(lacking)}: {what}; add clips (from {FEW} groups on every "
+                   "split gets one), name the splits in a table, or leave the class out")
+    if few := [label for label in ranked if counts[label].total() < FEW]:
+        yield (f"warning: fewer than {FEW} clips of {_some(few)}: add some, join it with another class, or leave it "
+               "out; what is said of it means nothing")
+    sizes = [counts[label]["train"] for label in ranked]
+    if sizes and max(sizes) >= UNEVEN * max(min(sizes), 1):
+        yield (f"warning: {max(sizes)} clips to train on of the largest class, {min(sizes)} of the smallest: try "
+               "train.balance: 1, which lets every class count alike, and go by recall_macro_clips, not by accuracy")
+
+
+def _some(labels: list[str]) -> str:
+    return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more classes" if len(labels) > 5 else "")

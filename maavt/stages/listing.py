@@ -1,0 +1,35 @@
+"""Stage listing: the files of one's own that a data set is made from -> data/listing/DATASET.json, their number and a
+hash of their names, sizes and times.
+
+DVC runs it every time: a dependency on the folder itself would have DVC read every byte of it, and fail on broken
+links and on names that are not UTF-8.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from maavt.errors import run
+from maavt.fetch.tree import fingerprint
+from maavt.params import Params, load_params
+from maavt.work import atomic, project_root
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Look at the files, of which there are none where the data set comes from elsewhere."""
+    argparse.ArgumentParser("maavt listing", description=__doc__).parse_args(arguments)
+    params = load_params()
+    with atomic(project_root() / "data" / "listing" / f"{params.dataset}.json") as path:
+        path.write_text(json.dumps(listing(params)) + "\n")
+
+
+def listing(params: Params) -> dict:
+    """What tells one state of the user's files from another; that there are none is for the download stage to say."""
+    settings = getattr(params, params.dataset)
+    place = getattr(settings, "root", "") or getattr(settings, "local", "")
+    return fingerprint(project_root() / Path(place).expanduser()) if place else {}
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
