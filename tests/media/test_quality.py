@@ -1,6 +1,7 @@
 """What clips are said to be like, and which are found to be the same."""
 
 from base64 import b64encode
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from maavt.media.sample import make_sample
 from maavt.params import parse_params
 from maavt.workers import fan_out
 from tests.conftest import tiny_settings
+from tests.media import test_spectrogram
 from tests.media.test_decode import grey, tone, write_clip
-from tests.media.test_spectrogram import RECIPES
 
 REAL = Path(__file__).parents[3] / "shared" / "lrwar"
+RECIPES = test_spectrogram.RECIPES | {"folder": replace(test_spectrogram.RECIPES["folder"], seconds=2)}
 SETTINGS = parse_params(tiny_settings()).shard
 
 
