@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 
-.PHONY: repro test fuzz ablate paper install clean
+.PHONY: repro test fuzz ablate compare paper install clean
 
 repro: $(BIN)/.installed
 	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { echo "error: this folder is no git repository with a commit, which DVC needs; clone the project with git, or run: git init && git add . && git commit -m start" >&2; exit 1; }
@@ -27,6 +27,12 @@ SETTINGS ?= tokens=2,5,10,15
 SEEDS ?= 0 1 2
 ablate: $(BIN)/.installed
 	@$(RUN) python -m flows.ablate $(SETTINGS) --seeds $(SEEDS)
+
+# make compare MODELS='maavt lavish' SEEDS='0 1 2' RATES='0.33 1 3' MORE='-S tokens=10': each model at its best rate.
+MODELS ?= maavt paper linear lavish mbt
+RATES ?= 0.33 1 3
+compare: $(BIN)/.installed
+	@$(RUN) python -m flows.compare --models $(MODELS) --seeds $(SEEDS) --rates $(RATES) $(MORE)
 
 # make paper DATASET=vggsound MORE='vggsound.local=/path': a data set (ave, vggsound, cremad) with the paper's settings
 # (its section C) and ViT-Base from timm's hub; further settings in MORE. Meant for a GPU.

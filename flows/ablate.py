@@ -13,6 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -64,8 +66,9 @@ def check_keys(settings: list[str], project: Path) -> None:
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def experiment(name: str, changes: list[str], project: Path, lock: int) -> float:
-    """`dvc exp run` in the project's own folder; returns its seconds. Raises UserError when it fails.
+def experiment(name: str, changes: list[str], project: Path, lock: int, targets: tuple[str, ...] = ()) -> float:
+    """`dvc exp run` in the project's own folder, of the stages that `targets` need or of all; returns its seconds.
+    Raises UserError when it fails.
 
     An experiment of that name goes first: DVC's --force, which would replace it, runs every stage again.
     """
@@ -74,11 +77,31 @@ def experiment(name: str, changes: list[str], project: Path, lock: int) -> float
     known = subprocess.run([*dvc, "list", "--name-only"], cwd=project, capture_output=True, text=True).stdout.split()
     if name in known:
         run([*dvc, "remove", name], project, lock)
-    code, tail = run([*dvc, "run", "--name", name, *(part for change in changes for part in ("-S", change))], project,
-                     lock)
+    code, tail = run([*dvc, "run", "--name", name, *(part for change in changes for part in ("-S", change)), *targets],
+                     project, lock)
     if code:
         raise UserError(f"the experiment {', '.join(changes)} failed: {(tail.splitlines() or ['no message'])[-1]}")
     return time.monotonic() - begin
+
+
+@contextmanager
+def committed(project: Path) -> Iterator[Callable[[], None]]:
+    """What gives params.yaml and dvc.lock back as they are now; called once more at the end."""
+    before = {path: path.read_bytes() for path in (project / "params.yaml", project / "dvc.lock") if path.exists()}
+
+    def restore() -> None:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+    try:
+        yield restore
+    finally:
+        restore()
+
+
+def name_of(kind: str, setting: str, seed: int) -> str:
+    """What DVC calls the experiment."""
+    return f"{kind}-" + "".join(c if c.isalnum() else "-" for c in f"{setting}-{seed}")
 
 
 @flow(persist_result=False)
@@ -87,28 +110,19 @@ def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metri
 
     Experiments stay in the repository (`dvc exp show`); the working tree gets the committed parameters back.
     """
-    before = {path: path.read_bytes() for path in (project / "params.yaml", project / "dvc.lock") if path.exists()}
-
-    def restore() -> None:
-        for path, content in before.items():
-            path.write_bytes(content)
-
     runs, failed = [], []
-    with only_run(project) as lock:
-        try:
-            for setting, seed in product(settings, seeds):
-                restore()
-                name = "ablation-" + "".join(c if c.isalnum() else "-" for c in f"{setting}-{seed}")
-                try:
-                    seconds = experiment(name, [*setting.split("+"), f"seed={seed}"], project, lock)
-                except UserError as error:
-                    failed.append(str(error))
-                    continue
-                runs += [{"setting": setting, "seed": seed, "model": model, "seconds": seconds, **scores}
-                         for model, scores in read_metrics(project).items()]
-                write(summarise(runs), project / "data" / "ablation", metric)
-        finally:
+    with only_run(project) as lock, committed(project) as restore:
+        for setting, seed in product(settings, seeds):
             restore()
+            try:
+                seconds = experiment(name_of("ablation", setting, seed), [*setting.split("+"), f"seed={seed}"],
+                                     project, lock)
+            except UserError as error:
+                failed.append(str(error))
+                continue
+            runs += [{"setting": setting, "seed": seed, "model": model, "seconds": seconds, **scores}
+                     for model, scores in read_metrics(project).items()]
+            write(summarise(runs), project / "data" / "ablation", metric)
     if failed:
         kept = f"; the {len(runs)} finished ones are in data/ablation" if runs else ""
         raise UserError("\n".join(failed) + kept)

@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 from matplotlib.figure import Figure
 
-HUES = {"maavt": "#e07a2f", "maavt_paper": "#f0b68a", "linear": "#8d6b94",
+HUES = {"maavt": "#e07a2f", "maavt_paper": "#f0b68a", "paper": "#f0b68a", "linear": "#8d6b94",
         "lavish": "#2a6f97", "lavish_deep": "#7fb2d1", "mbt": "#4c956c"}
 GREY = "#9aa5ab"
 
@@ -58,3 +58,21 @@ def ablation(figure: Figure, rows: list[dict], metric: str) -> None:
     axes.set(yticks=at, yticklabels=[row["setting"] for row in rows], xlabel=f"{metric}, mean ± std over seeds")
     axes.margins(y=0.5 / max(len(rows), 1))
     axes.axvline(statistics.fmean(means), color=GREY, linewidth=0.6)
+
+
+def comparison(figure: Figure, rows: list[dict]) -> None:
+    """Accuracy of every model, mean and deviation over seeds: with both modalities (dot), with sound alone (square) and
+    picture alone (triangle)."""
+    figure.set_size_inches(6.4, 1.3 + 0.45 * len(rows))
+    axes, at = figure.subplots(), list(range(len(rows)))[::-1]
+    for number, mark, label in (("accuracy", "o", "both"), ("accuracy_audio_only", "s", "sound alone"),
+                                ("accuracy_visual_only", "^", "picture alone")):
+        full = number == "accuracy"
+        for y, row in zip(at, rows, strict=True):
+            axes.errorbar(float(row[f"{number}_mean"]), y, xerr=float(row[f"{number}_std"] or 0), fmt=mark, capsize=3,
+                          color=HUES.get(row["model"], GREY), alpha=1 if full else 0.5,
+                          label=label if y == at[0] else None)
+    axes.set(yticks=at, yticklabels=[row["model"] for row in rows],
+             xlabel="accuracy on the test split, mean ± std over seeds")
+    axes.margins(y=0.5 / max(len(rows), 1))
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)

@@ -3,6 +3,7 @@
 In NumPy: the few lines that these numbers take are fewer than what calls of scikit-learn would need around them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,15 @@ def accuracy_interval(keys: Sequence[str], right: Sequence[bool]) -> tuple[float
     """The 95 % interval of the share of right pairs (N,), each of the clip with its key."""
     _, clip = np.unique(keys, return_inverse=True)
     return interval(np.bincount(clip, right), np.bincount(clip))
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """The probability of so uneven a split, or a more uneven one, of those that one of two models alone is right on
+    (N,), if both were equally good: McNemar's exact test (Dietterich, Neural Computation 1998)."""
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    fewer, more = sorted(((first & ~second).sum().item(), (second & ~first).sum().item()))
+    chances = sum(math.comb(fewer + more, count) for count in range(fewer + 1)) / 2 ** (fewer + more)
+    return min(1.0, 2 * chances)
 
 
 def calibration_error(probability: Sequence[float], right: Sequence[bool]) -> float:

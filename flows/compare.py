@@ -1,0 +1,174 @@
+"""MA-AVT beside its published form, a linear probe, LAVISH and MBT: each at its own best rate, over several seeds.
+
+    python -m flows.compare [--project PATH] [--models maavt paper linear lavish mbt] [--seeds 0 1 2]
+                            [--rates 0.33 1 3] [-S KEY=VALUE ...]
+
+The rates are shares of the model's own in params.yaml (of LAVISH's adapters, MBT's encoders, the probe's head ...).
+With the first seed each is tried, and the validation split chooses; the test split is looked at with that one alone.
+Epochs, augmentation and data are the same for all. The result is data/comparison/comparison.csv and comparison.svg.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from flows.pipeline import PROJECT, only_run, use_server  # isort: skip; sets Prefect's environment
+from prefect import flow
+from ruamel.yaml import YAML
+
+from flows.ablate import check_keys, committed, experiment, name_of
+from maavt import errors
+from maavt.errors import UsageError, UserError
+from maavt.measure import plots, scores
+from maavt.work import atomic, write_table
+
+# What is compared: the model, its settings beside those of params.yaml, and the rate that is searched.
+CONTENDERS = {
+    "maavt": ("maavt", [], "maavt.adapter_rate"),
+    "paper": ("maavt", ["recipe=paper"], "train.learning_rate"),
+    "linear": ("linear", [], "linear.head_rate"),
+    "lavish": ("lavish", [], "lavish.adapter_rate"),
+    "mbt": ("mbt", [], "mbt.encoder_rate"),
+}
+NUMBERS = ("accuracy", "accuracy_audio_only", "accuracy_visual_only", "accuracy_clips", "map", "seconds")
+
+
+@flow(persist_result=False)
+def compare(models: list[str], seeds: list[int], rates: list[float], settings: list[str], project: Path = PROJECT
+            ) -> list[dict]:
+    """Train and evaluate every model; returns the rows of comparison.csv, which grows with each experiment.
+
+    Experiments stay in the repository (`dvc exp show`) and in DVC's cache: a comparison that was stopped goes on.
+    """
+    runs: dict[str, list[dict]] = defaultdict(list)
+    failed = []
+    with only_run(project) as lock, committed(project) as restore:
+        def one(name: str, rate: float, seed: int) -> dict:
+            restore()
+            model, own, key = CONTENDERS[name]
+            changes = [*settings, f"models=[{model}]", *own, f"{key}={rate:.3g}"]
+            seconds = experiment(name_of("compare", "+".join(changes), seed), [*changes, f"seed={seed}"], project, lock,
+                                 targets=(f"evaluate@{model}",))
+            return {"rate": f"{rate:.3g}", "seconds": seconds, **read_result(project / "data" / "eval" / model)}
+
+        for name in models:
+            try:
+                tried = {rate: one(name, rate, seeds[0]) for rate in rates_of(name, rates, settings, project)}
+                rate = max(tried, key=lambda rate: tried[rate]["val_accuracy"])
+                runs[name].append(tried[rate])
+                write(rows(runs), project / "data" / "comparison")
+                for seed in seeds[1:]:
+                    runs[name].append(one(name, rate, seed))
+                    write(rows(runs), project / "data" / "comparison")
+            except UserError as error:
+                failed.append(str(error))
+    if failed:
+        raise UserError("\n".join(failed) + ("; the others are in data/comparison" if runs else ""))
+    return rows(runs)
+
+
+def rates_of(name: str, shares: list[float], settings: list[str], project: Path) -> list[float]:
+    """The rates to try for a model: shares of its own, from the settings or from params.yaml."""
+    *above, last = CONTENDERS[name][2].split(".")
+    here = YAML(typ="safe").load((project / "params.yaml").read_text())
+    for part in above:
+        here = here[part]
+    given = dict(setting.split("=", 1) for setting in settings)
+    rate = float(given.get(CONTENDERS[name][2], here[last]))
+    return [rate * share for share in shares]
+
+
+def read_result(folder: Path) -> dict:
+    """metrics.json of one model with what it said of every pair: `right` by (key, second)."""
+    found = json.loads((folder / "metrics.json").read_text())
+    with open(folder / "predictions.csv", newline="") as file:
+        found["right"] = {(row["key"], row["second"]): row["predicted"] in row["label"].split(";")
+                          for row in csv.DictReader(file)}
+    return found
+
+
+def rows(runs: dict[str, list[dict]]) -> list[dict]:
+    """A row per model: mean and deviation over its seeds, and the first model's lead over it on the same clips.
+
+    The lead is the mean over the seeds that both have, its interval a bootstrap over clips of all of them together; p
+    is McNemar's for the first seed.
+    """
+    first, table = next(iter(runs.values()), []), []
+    for name, own in runs.items():
+        row = {"model": name, "seeds": len(own), "rate": own[0]["rate"], "trained": own[0]["trained"],
+               "epochs_kept": " ".join(str(one["epoch"]) for one in own),
+               "val_accuracy_mean": round(statistics.fmean(one["val_accuracy"] for one in own), 4)}
+        for number in NUMBERS:
+            if number in own[0]:
+                values = [one[number] for one in own]
+                row[f"{number}_mean"] = round(statistics.fmean(values), 4)
+                row[f"{number}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else ""
+        if own is not first:
+            lead, low, high, chance = paired([one["right"] for one in first], [one["right"] for one in own])
+            row |= {"lead": round(lead, 4), "lead_low": round(low, 4), "lead_high": round(high, 4),
+                    "p": f"{chance:.2g}"}
+        table.append(row)
+    return table
+
+
+def paired(first: list[dict], second: list[dict]) -> tuple[float, float, float, float]:
+    """How much more often the first model is right than the second, its 95 % interval, and McNemar's p; of each a dict
+    per seed of what is right, by (key, second)."""
+    gained, pairs = defaultdict(float), defaultdict(int)
+    for one, other in zip(first, second, strict=False):
+        for pair in one.keys() & other.keys():
+            gained[pair[0]] += one[pair] - other[pair]
+            pairs[pair[0]] += 1
+    keys = sorted(pairs)
+    lead = sum(gained.values()) / max(sum(pairs.values()), 1)
+    low, high = scores.interval([gained[key] for key in keys], [pairs[key] for key in keys])
+    both = sorted(first[0].keys() & second[0].keys())
+    return lead, low, high, scores.mcnemar([first[0][pair] for pair in both], [second[0][pair] for pair in both])
+
+
+def write(table: list[dict], folder: Path) -> None:
+    """comparison.csv and comparison.svg, as far as the comparison has come."""
+    write_table(folder / "comparison.csv", dict.fromkeys(key for row in table for key in row), table)
+    figure = Figure(layout="constrained")
+    plots.comparison(figure, table)
+    with atomic(folder / "comparison.svg") as path:
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.compare", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--project", type=Path, default=PROJECT)
+    parser.add_argument("--models", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS),
+                        help="the others are held against the first")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1 / 3, 1, 3], help="shares of each model's own rate")
+    parser.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
+                        help="settings of params.yaml that are the same for all")
+    options = parser.parse_args()
+    project = options.project.resolve()
+    if not (project / ".dvc").is_dir():
+        raise UserError(f"{project} is not a DVC project: it has no folder .dvc")
+    if bad := [setting for setting in options.settings if not all(setting.partition("="))]:
+        raise UsageError(f"{bad[0]!r} is no setting; expected KEY=VALUE")
+    check_keys(options.settings, project)
+    if not all(rate > 0 for rate in options.rates):
+        raise UsageError(f"--rates {options.rates}: expected numbers above 0")
+    use_server()
+    for row in compare(list(dict.fromkeys(options.models)), options.seeds, options.rates, options.settings, project):
+        spread = f" ± {row['accuracy_std']:.3f}" if row["seeds"] > 1 else ""
+        lead = (f"; {options.models[0]} leads by {row['lead']:+.3f} ({row['lead_low']:+.3f} to "
+                f"{row['lead_high']:+.3f}, p {row['p']})") if "lead" in row else ""
+        print(f"{row['model']}: {row['accuracy_mean']:.3f}{spread} at a rate of {row['rate']}, sound alone "
+              f"{row['accuracy_audio_only_mean']:.3f}, picture alone {row['accuracy_visual_only_mean']:.3f}{lead}")
+    print(project / "data" / "comparison" / "comparison.csv")
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

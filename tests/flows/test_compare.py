@@ -1,0 +1,105 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.compare import CONTENDERS, paired
+from maavt.measure import scores
+from maavt.params import load_params
+
+ROOT = Path(__file__).parents[2]
+STAGE = """
+import json, pathlib, sys, yaml
+settings, model = yaml.safe_load(open("params.yaml")), sys.argv[1]
+rate, seed = settings[model]["adapter_rate"], settings["seed"]
+print(model, rate, seed, file=open("begun", "a"))
+right = 8 - (model == "lavish") - (seed == 1)
+folder = pathlib.Path("data/eval", model)
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "metrics.json").write_text(json.dumps({
+    "accuracy": right / 10, "accuracy_audio_only": 0.3, "accuracy_visual_only": 0.4, "trained": 7, "epoch": 2,
+    "val_accuracy": 1 - abs(rate - 0.2)}))
+rows = [f"clip{n},0,a,{'a' if n < right else 'b'}" for n in range(10)]
+(folder / "predictions.csv").write_text("\\n".join(["key,second,label,predicted", *rows]) + "\\n")
+"""
+GRAPH = """
+stages:
+  evaluate:
+    matrix: {model: "${models}"}
+    cmd: python stage.py ${item.model}
+    params: [seed, "${item.model}"]
+    outs: ["data/eval/${item.model}/predictions.csv"]
+    metrics: ["data/eval/${item.model}/metrics.json"]
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A DVC project whose validation is best at a rate of 0.2; there maavt is right on one clip more than lavish."""
+    folder = tmp_path_factory.mktemp("compare") / "a project"
+    folder.mkdir()
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "dvc.yaml").write_text(GRAPH)
+    (folder / "params.yaml").write_text("models: [maavt]\nseed: 0\nmaavt: {adapter_rate: 0.1}\n"
+                                        "lavish: {adapter_rate: 0.4}\n")
+    (folder / ".gitignore").write_text("/data\n/.prefect\n/begun\n")
+    names = {f"GIT_{who}_{what}": "maavt" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"], ["git", "add", "."],
+                    ["git", "commit", "-qm", "a project"]):
+        subprocess.run(command, cwd=folder, check=True, env=os.environ | names)
+    return folder
+
+
+def compare(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "DVC"))}
+    return subprocess.run([sys.executable, "-m", "flows.compare", "--project", str(project), *arguments], cwd=ROOT,
+                          env=environment | {"PREFECT_HOME": str(project / ".prefect")}, capture_output=True, text=True)
+
+
+def test_each_model_runs_at_the_rate_that_validation_chooses_and_a_second_comparison_runs_nothing_again(project):
+    options = ("--models", "maavt", "lavish", "--seeds", "0", "1", "--rates", "0.5", "2")
+    done = compare(project, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(project / "data" / "comparison" / "comparison.csv", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert [(row["model"], row["rate"], row["accuracy_mean"]) for row in (first, second)] == [
+        ("maavt", "0.2", "0.75"), ("lavish", "0.2", "0.65")]
+    assert (first["lead"], second["lead"]) == ("", "0.1")
+    assert float(second["lead_low"]) <= 0.1 <= float(second["lead_high"])
+    assert "<svg" in (project / "data" / "comparison" / "comparison.svg").read_text()
+    begun = (project / "begun").read_text().splitlines()
+    assert begun == ["maavt 0.05 0", "maavt 0.2 0", "maavt 0.2 1", "lavish 0.2 0", "lavish 0.8 0", "lavish 0.2 1"]
+    assert yaml.safe_load((project / "params.yaml").read_text())["maavt"] == {"adapter_rate": 0.1}
+    assert compare(project, *options).returncode == 0
+    assert (project / "begun").read_text().splitlines() == begun
+
+
+def test_an_unknown_setting_is_named_before_anything_runs(project):
+    done = compare(project, "-S", "tokenz=3")
+    assert done.returncode == 2
+    assert "tokenz" in done.stderr
+
+
+def test_every_rate_that_is_searched_is_a_setting():
+    params = load_params(ROOT / "params.yaml")
+    for _, _, key in CONTENDERS.values():
+        block, name = key.split(".")
+        assert getattr(getattr(params, block), name) > 0
+
+
+def test_the_lead_is_over_the_pairs_that_both_have():
+    one = {("a", "0"): True, ("b", "0"): True, ("c", "0"): False}
+    other = {("a", "0"): True, ("b", "0"): False, ("d", "0"): True}
+    lead, low, high, p = paired([one], [other])
+    assert (lead, p) == (0.5, 1.0)
+    assert low <= lead <= high
+
+
+def test_mcnemar_is_the_binomial_test_of_what_one_of_two_models_alone_is_right_on():
+    first, second = [True] * 9 + [False] + [True] * 5, [False] * 9 + [True] + [True] * 5
+    assert scores.mcnemar(first, second) == pytest.approx(2 * (1 + 10) / 2**10)  # 9 against 1, either way
+    assert scores.mcnemar(first, first) == 1.0
