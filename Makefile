@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 
-.PHONY: repro test fuzz ablate compare paper install clean
+.PHONY: repro test fuzz ablate tune table8 compare paper install clean
 
 repro: $(BIN)/.installed
 	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { echo "error: this folder is no git repository with a commit, which DVC needs; clone the project with git, or run: git init && git add . && git commit -m start" >&2; exit 1; }
@@ -27,6 +27,18 @@ SETTINGS ?= tokens=2,5,10,15
 SEEDS ?= 0 1 2
 ablate: $(BIN)/.installed
 	@$(RUN) python -m flows.ablate $(SETTINGS) --seeds $(SEEDS)
+
+# make tune: rates and parts of MA-AVT; what the validation split prefers is said at the end. TUNE='...' for other ones.
+TUNE ?= maavt.adapter_rate=0.03,0.1,0.3 maavt.prompt_rate=0.03,1 maavt.stream_weight=0,1 augment_sound.time_mask=0.2
+tune: $(BIN)/.installed
+	@$(RUN) python -m flows.ablate $(TUNE) --seeds 0 --metric val_accuracy
+
+# make table8: the paper's ablations (its section D), for MA-AVT as published and with the recipe of today.
+TABLE8 := recipe=paper,best+tokens=2,5,10,15 recipe=paper,best+maavt.unimodal_prompts=false recipe=paper,best+maavt.lsa=false \
+  recipe=paper,best+maavt.shared_prompts=false+maavt.contrastive=off recipe=paper,best+maavt.contrastive=off,final \
+  recipe=paper,best+maavt.mining=0
+table8: $(BIN)/.installed
+	@$(RUN) python -m flows.ablate $(TABLE8) --seeds $(SEEDS)
 
 # make compare MODELS='maavt lavish' SEEDS='0 1 2' RATES='0.33 1 3' MORE='-S tokens=10': each model at its best rate.
 MODELS ?= maavt paper linear lavish mbt

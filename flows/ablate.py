@@ -164,6 +164,12 @@ def summarise(runs: list[dict]) -> list[dict]:
     return rows
 
 
+def chosen(rows: list[dict]) -> dict | None:
+    """The row that the validation split prefers; the test split has no say. None where nothing was validated."""
+    validated = [row for row in rows if "val_accuracy_mean" in row]
+    return max(validated, key=lambda row: row["val_accuracy_mean"], default=None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.ablate", description="Run a grid of DVC experiments.")
     parser.add_argument("settings", nargs="*", default=["tokens=2,5,10,15"], metavar="SETTING",
@@ -178,10 +184,14 @@ def main() -> None:
     settings = grid(options.settings)
     check_keys(settings, project)
     use_server()
-    for row in ablate(settings, options.seeds, project, options.metric):
+    rows = ablate(settings, options.seeds, project, options.metric)
+    for row in rows:
         spread = f" ± {row[f'{options.metric}_std']:.3f} over {row['seeds']} seeds" if row["seeds"] > 1 else ""
         print(f"{row['setting']}, {row['model']}: {options.metric} {row[f'{options.metric}_mean']:.3f}{spread}, "
               f"{row['seconds_mean']:.0f} s each")
+    if best := chosen(rows):
+        print(f"best on the validation split: {best['setting']}, {best['model']} ({best['val_accuracy_mean']:.3f}): "
+              f"dvc exp run {' '.join(f'-S {change!r}' for change in best['setting'].split('+'))}")
     print(project / "data" / "ablation" / "ablation.csv")
 
 

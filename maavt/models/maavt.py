@@ -9,6 +9,7 @@ B pairs, N tokens of a stream, D width, K blocks, C classes. The tokens of a str
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class MAAVT(nn.Module):
 
     def parts(self) -> dict[str, list[str]]:
         """What learns at a rate of its own, by the name of its setting."""
-        return {"adapter": ["adapters"]}
+        return {"adapter": ["adapters"], "prompt": ["class_prompt", "background_prompt", "prompts"]}
 
     def set_compute_type(self, kind: torch.dtype) -> None:
         """Keep the frozen weights in the type that they are multiplied in."""
@@ -136,7 +137,13 @@ class MAAVT(nn.Module):
             logits=self.head(summary[:, 0]),
             background=self.background_head(summary[:, 1])[:, 0] if self.config.background else None,
             projections=projections or None,
+            streams=self._streams(summary[:, 0]) if self.training else None,
         )
+
+    def _streams(self, summary: Tensor) -> list[Tensor]:
+        """What the head says of each stream alone, from (B, 2 D): (B, C) of the picture and of the sound."""
+        return [F.linear(stream, weight, self.head.bias)
+                for stream, weight in zip(summary.chunk(2, -1), self.head.weight.chunk(2, -1), strict=True)]
 
     @torch.no_grad()
     def attention_map(self, frames: Tensor, spectrograms: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass
 class Output:
-    """What a model says of a batch of pairs; `projections` only in training.
+    """What a model says of a batch of pairs; `projections` and `streams` only in training.
 
     Background is either the yes or no of a binary head of its own (MA-AVT), or one more class of the same softmax
     (`one_softmax`: LAVISH and MBT, as LAVISH has it on AVE).
@@ -17,6 +17,7 @@ class Output:
     logits: Tensor  # (B, C)
     background: Tensor | None = None  # (B,) logit of "this pair is background"
     projections: list[tuple[Tensor, Tensor]] | None = None  # (visual, audio) per compared block, (B, P) each
+    streams: list[Tensor] | None = None  # (B, C) logits of the picture alone, and of the sound alone
     one_softmax: bool = False
 
     def predicted(self) -> Tensor:

@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         "trained": config["trainable"],
         "epoch": config["epoch"],  # the one that was kept, and what it reached on the validation split
         "val_accuracy": config["val_accuracy"],
+        **retrieval_metrics(config.get("retrieval")),
         "coverage": counts["samples"] / (counts["samples"] + counts["rejected"]),
         **(vggsounder_metrics(labels, said, config["classes"]) if labels else {}),
     }
@@ -113,6 +114,13 @@ def background_metrics(predictions: list[Prediction]) -> dict[str, float]:
     binary = sum(told) / max(len(told), 1)
     classes = sum(p.best_class == p.label for p in foreground) / max(len(foreground), 1)
     return {"accuracy_background": binary, "accuracy_foreground_classes": classes, "accuracy_authors": classes * binary}
+
+
+def retrieval_metrics(found: dict | None) -> dict[str, float]:
+    """How often a sound of the validation split finds its own picture at once and among five, on average over the
+    blocks, before training and after; config.json has each block."""
+    return {f"{recall}_{when}": float(np.mean(found[when][recall])) for recall in ("recall_1", "recall_5")
+            for when in ("before", "after")} if found else {}
 
 
 def vggsounder_metrics(labels: vggsounder.Labels, said: dict[str, list[Prediction]], classes: list[str]) -> dict:

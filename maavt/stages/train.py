@@ -28,6 +28,7 @@ from maavt.training.augment import augment_sound
 from maavt.training.average import Average
 from maavt.training.losses import class_weights, losses, mine_background, whole_batch
 from maavt.training.processes import ALONE, Team, launch
+from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
 from maavt.work import atomic, project_root, publish, workspace
 
@@ -107,9 +108,11 @@ class Training:
         self.weights = class_weights(loaders["train"].class_pairs(), train.balance).to(self.device) \
             if train.balance else None
         self.epoch, self.best, self.history = 0, {"accuracy": -1.0}, []
+        self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
 
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
+        self.found["before"] = self._retrieve()
         self._resume()
         with self._live() as live:
             for scores in self.history:
@@ -125,6 +128,8 @@ class Training:
                     self._keep(scores)
                     _log(live, scores)
                     self._warn(scores["train/accuracy"], chance)
+            with self.average.applied():
+                self.found["after"] = self._retrieve()
             if self.team.first:  # metrics.json otherwise tells of the last epoch alone
                 live.summary["kept"] = {"epoch": self.best["epoch"], "val_accuracy": self.best["accuracy"]}
                 live.make_summary()
@@ -191,7 +196,8 @@ class Training:
         if not hasattr(self.own, "contrastive"):
             return {}
         begun = (self.epoch - 1) * self.steps + step > self.own.contrastive_from * self.epochs * self.steps
-        return {"same_class": self.own.same_class, "contrastive_weight": self.own.contrastive_weight if begun else 0.0}
+        return {"same_class": self.own.same_class, "contrastive_weight": self.own.contrastive_weight if begun else 0.0,
+                "stream_weight": self.own.stream_weight}
 
     def _validate(self) -> tuple[float, float]:
         """The strict accuracy over the validation pairs of all processes, and what always saying the most frequent
@@ -206,6 +212,10 @@ class Training:
         pairs = max(sum(labels), 1)
         share = max(labels) / pairs
         return right / pairs, share + 2 * (share * (1 - share) / pairs) ** 0.5
+
+    def _retrieve(self) -> dict | None:
+        """How well the sounds of the validation split find their pictures now."""
+        return retrieval(self.model, self.loaders["val"].in_order(), self.normalise) if self.team.first else None
 
     def _choose(self, accuracy: float) -> None:
         """Hold on to the epoch if it is the best so far."""
@@ -276,6 +286,7 @@ class Training:
             "seed": self.params.seed,
             "epoch": self.best["epoch"],
             "val_accuracy": self.best["accuracy"],
+            "retrieval": self.found if self.found["after"] else None,
         }
 
 

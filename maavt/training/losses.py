@@ -18,21 +18,24 @@ TEMPERATURE = 0.07
 @dataclass
 class Losses:
     """The parts of the loss, scalars; 0 where a part does not apply. `chance` is the contrastive loss of projections
-    that are all alike."""
+    that are all alike, `streams` the mean class loss of the two streams, each alone."""
 
     classes: Tensor
     background: Tensor
     contrastive: Tensor
     chance: Tensor
+    streams: Tensor
     contrastive_weight: float = 1.0
+    stream_weight: float = 0.0
 
     @property
     def total(self) -> Tensor:
-        return self.classes + self.background + self.contrastive_weight * self.contrastive
+        return (self.classes + self.background + self.contrastive_weight * self.contrastive
+                + self.stream_weight * self.streams)
 
 
 def losses(output: Output, labels: Tensor, *, class_weights: Tensor | None = None, same_class: str = "negatives",
-           contrastive_weight: float = 1.0) -> Losses:
+           contrastive_weight: float = 1.0, stream_weight: float = 0.0) -> Losses:
     """The loss of a batch. `labels` (B,): the class, or -1 for background. `class_weights` are (C,), or (C + 1,) where
     background is one more class.
 
@@ -49,12 +52,18 @@ def losses(output: Output, labels: Tensor, *, class_weights: Tensor | None = Non
         background = F.binary_cross_entropy_with_logits(output.background, (~foreground).float())
     compared = [contrastive(visual, audio, labels, same_class) for visual, audio in output.projections or ()]
     counted = foreground if class_weights is None else foreground * class_weights[labels.clamp(min=0)]
+
+    def classes(logits: Tensor) -> Tensor:
+        return _mean(F.cross_entropy(logits, labels.clamp(min=0), reduction="none"), counted)
+
     return Losses(
-        classes=_mean(F.cross_entropy(output.logits, labels.clamp(min=0), reduction="none"), counted),
+        classes=classes(output.logits),
         background=background,
         contrastive=torch.stack(compared).mean() if compared else zero,
         chance=contrastive_chance(labels, same_class) if compared else zero,
+        streams=torch.stack([classes(alone) for alone in output.streams]).mean() if output.streams else zero,
         contrastive_weight=contrastive_weight,
+        stream_weight=stream_weight,
     )
 
 
@@ -72,19 +81,22 @@ def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tenso
     all its pairs. `gather` makes (B, F) each of tensors (b, F)."""
     columns = [labels[:, None], output.logits]
     columns += [] if output.background is None else [output.background[:, None]]
+    columns += output.streams or []
     columns += [projected for pair in output.projections or () for projected in pair]
     labels, logits, *rest = gather(columns)
     background = None if output.background is None else rest.pop(0)[:, 0]
+    streams = [rest.pop(0) for _ in output.streams or ()] or None
     projections = output.projections and list(zip(rest[::2], rest[1::2], strict=True))
     labels = labels[:, 0].detach().long()  # exact in float32 too, up to 2**24 classes
-    return replace(output, logits=logits, background=background, projections=projections), labels
+    return replace(output, logits=logits, background=background, projections=projections, streams=streams), labels
 
 
 def _one_softmax(output: Output, labels: Tensor, weights: Tensor | None) -> Losses:
     logits = torch.cat([output.logits, output.background[:, None]], 1)  # (B, C + 1)
     zero = logits.new_zeros(())
     labels = labels.masked_fill(labels < 0, logits.shape[1] - 1)
-    return Losses(classes=F.cross_entropy(logits, labels, weights), background=zero, contrastive=zero, chance=zero)
+    return Losses(classes=F.cross_entropy(logits, labels, weights), background=zero, contrastive=zero, chance=zero,
+                  streams=zero)
 
 
 def contrastive(visual: Tensor, audio: Tensor, labels: Tensor, same_class: str = "negatives") -> Tensor:
