@@ -13,6 +13,7 @@ from maavt.work import atomic, write_table
 
 SPLITS = ("train", "val", "test")
 BACKGROUND = "background"
+ABSENT = ("", "sound", "picture")  # what a clip may lack; in batches a number, the place here
 KEY = re.compile(r"[A-Za-z0-9_-]+")  # a part of names in tars, whose first dot ends it
 
 

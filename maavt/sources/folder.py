@@ -103,7 +103,8 @@ def survey(params: Params) -> Survey:
         found, aside = _from_table(root, params, longest, notes)
     else:
         found, aside = _from_folders(root, params)
-    looks = look_at(dict.fromkeys(str(root / recording.name) for recording in found))
+    looks = look_at(dict.fromkeys(str(root / recording.name) for recording in found),
+                    keep=params.shard.missing == "keep")
     taken = []
     for recording in found:
         recording.look = looks[str(root / recording.name)]

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import torch
 
-from maavt.clips import BACKGROUND
+from maavt.clips import ABSENT, BACKGROUND
 from maavt.errors import run
 from maavt.measure import scores, vggsounder
 from maavt.models import MODELS
@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         "accuracy_audio_only": accuracy(audio),
         "accuracy_visual_only": accuracy(visual),
         **(background_metrics(both) if config["background"] else clip_metrics(clips)),
+        **absent_metrics(both),
         "clips": counts["samples"],
         "trained": config["trainable"],
         "epoch": config["epoch"],  # the one that was kept, and what it reached on the validation split
@@ -62,7 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     folder, classes = data / "eval" / name, [*config["classes"], *([BACKGROUND] if config["background"] else [])]
     rows = [{"key": p.key, "second": p.second, "label": classes[p.label], "predicted": classes[p.predicted],
              "probability": f"{p.probability:.4f}", "audio_only": classes[a.predicted],
-             "visual_only": classes[v.predicted]} for p, a, v in zip(both, audio, visual, strict=True)]
+             "visual_only": classes[v.predicted], "absent": p.absent}
+            for p, a, v in zip(both, audio, visual, strict=True)]
     write_table(folder / "predictions.csv", rows[0], rows)
     write_table(folder / "predictions_clips.csv", ("key", "label", "predicted", "probability", "pairs"), [
         {"key": c.key, "label": classes[c.label], "predicted": classes[c.predicted],
@@ -103,6 +105,15 @@ def clip_metrics(clips: list[scores.ClipScore]) -> dict[str, float]:
     recall = scores.macro_recall([clip.label for clip in clips], [clip.predicted for clip in clips])
     return {"accuracy_clips": sum(right) / max(len(right), 1), "accuracy_clips_low": low, "accuracy_clips_high": high,
             "recall_macro_clips": recall}
+
+
+def absent_metrics(predictions: list[Prediction]) -> dict[str, float]:
+    """The accuracy of pairs that have both picture and sound, and of those without either one; nothing where all have
+    both."""
+    kinds = {"_with_both" if not kind else f"_without_{kind}": [p for p in predictions if p.absent == kind]
+             for kind in ABSENT}
+    return {f"accuracy{name}": accuracy(own) for name, own in kinds.items() if own} if any(
+        p.absent for p in predictions) else {}
 
 
 def background_metrics(predictions: list[Prediction]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from maavt.progress import progress
 from maavt.shards.loader import Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import save_adapter, trained_weights
-from maavt.training.augment import augment_sound
+from maavt.training.augment import augment_sound, drop_modality
 from maavt.training.average import Average
 from maavt.training.losses import class_weights, losses, mine_background, whole_batch
 from maavt.training.processes import ALONE, Team, launch
@@ -89,6 +89,7 @@ class Training:
             spectrogram_mean=index["splits"]["train"]["mean"],
             spectrogram_std=index["splits"]["train"]["std"] or 1.0,
             scaling=index["spectrogram"]["scaling"],
+            frame_mean=tuple(index["splits"]["train"]["frame_mean"]),
         )
         self.settings = model_settings(name, params, classes=len(index["classes"]), background=index["background"])
         self.own = own = getattr(params, name)
@@ -154,12 +155,16 @@ class Training:
         with progress(label=label, unit="pair", total=total, silent=not team.first) as bar:
             for step, batch in enumerate(batches, 1):
                 frames, sound, labels = self.normalise(batch, device)
-                sound = augment_sound(sound, self.params.augment_sound)
+                sound, whole = augment_sound(sound, self.params.augment_sound), None
+                if self.loaders["train"].lacking or train.modality_dropout:
+                    absent = drop_modality(batch.absent, len(labels), train.modality_dropout, generator)
+                    frames, sound = self.normalise.fill(frames, sound, absent)
+                    whole = absent == 0
                 if self.mining:
-                    sound, labels, alone = mine_background(sound, labels, self.mining, generator)
+                    sound, labels, alone = mine_background(sound, labels, self.mining, generator, whole)
                     lone += alone
-                output, labels = whole_batch(self.parallel(frames, sound), labels, team.gather)
-                parts = losses(output, labels, class_weights=self.weights, **self._contrastive(step))
+                output, labels, whole = whole_batch(self.parallel(frames, sound), labels, team.gather, whole)
+                parts = losses(output, labels, whole=whole, class_weights=self.weights, **self._contrastive(step))
                 self.optimizer.zero_grad(set_to_none=True)
                 parts.total.backward()
                 if train.clip:

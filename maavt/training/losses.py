@@ -31,10 +31,11 @@ class Losses:
         return self.classes + self.background + self.contrastive_weight * self.contrastive
 
 
-def losses(output: Output, labels: Tensor, *, class_weights: Tensor | None = None, same_class: str = "negatives",
-           contrastive_weight: float = 1.0) -> Losses:
-    """The loss of a batch. `labels` (B,): the class, or -1 for background. `class_weights` are (C,), or (C + 1,) where
-    background is one more class.
+def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, class_weights: Tensor | None = None,
+           same_class: str = "negatives", contrastive_weight: float = 1.0) -> Losses:
+    """The loss of a batch. `labels` (B,): the class, or -1 for background. `whole` (B,): which pairs have both picture
+    and sound; the others have no part in the contrastive loss. `class_weights` are (C,), or (C + 1,) where background
+    is one more class.
 
     Where background is one more class of the softmax, the class loss is the cross-entropy over all pairs. Else class
     and contrastive losses are means over the foreground pairs alone; in a batch without any they are 0.
@@ -47,13 +48,14 @@ def losses(output: Output, labels: Tensor, *, class_weights: Tensor | None = Non
     background = zero
     if output.background is not None:
         background = F.binary_cross_entropy_with_logits(output.background, (~foreground).float())
-    compared = [contrastive(visual, audio, labels, same_class) for visual, audio in output.projections or ()]
+    aligned = labels if whole is None else labels.masked_fill(~whole, -1)
+    compared = [contrastive(visual, audio, aligned, same_class) for visual, audio in output.projections or ()]
     counted = foreground if class_weights is None else foreground * class_weights[labels.clamp(min=0)]
     return Losses(
         classes=_mean(F.cross_entropy(output.logits, labels.clamp(min=0), reduction="none"), counted),
         background=background,
         contrastive=torch.stack(compared).mean() if compared else zero,
-        chance=contrastive_chance(labels, same_class) if compared else zero,
+        chance=contrastive_chance(aligned, same_class) if compared else zero,
         contrastive_weight=contrastive_weight,
     )
 
@@ -66,18 +68,20 @@ def class_weights(pairs: Sequence[int], balance: float) -> Tensor:
     return weights * pairs.sum() / (weights * pairs).sum()
 
 
-def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tensor]], list[Tensor]]
-                ) -> tuple[Output, Tensor]:
-    """What the model says of a share of a batch, and its labels, as those of the whole batch: the loss is a matter of
-    all its pairs. `gather` makes (B, F) each of tensors (b, F)."""
+def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tensor]], list[Tensor]],
+                whole: Tensor | None = None) -> tuple[Output, Tensor, Tensor | None]:
+    """What the model says of a share of a batch, its labels, and which pairs have both picture and sound (b,), as those
+    of the whole batch: the loss is a matter of all its pairs. `gather` makes (B, F) each of tensors (b, F)."""
     columns = [labels[:, None], output.logits]
+    columns += [] if whole is None else [whole[:, None]]
     columns += [] if output.background is None else [output.background[:, None]]
     columns += [projected for pair in output.projections or () for projected in pair]
     labels, logits, *rest = gather(columns)
+    whole = None if whole is None else rest.pop(0)[:, 0].detach().bool()
     background = None if output.background is None else rest.pop(0)[:, 0]
     projections = output.projections and list(zip(rest[::2], rest[1::2], strict=True))
     labels = labels[:, 0].detach().long()  # exact in float32 too, up to 2**24 classes
-    return replace(output, logits=logits, background=background, projections=projections), labels
+    return replace(output, logits=logits, background=background, projections=projections), labels, whole
 
 
 def _one_softmax(output: Output, labels: Tensor, weights: Tensor | None) -> Losses:
@@ -122,15 +126,19 @@ def _candidates(labels: Tensor, same_class: str) -> Tensor:
 
 
 def mine_background(
-    spectrograms: Tensor, labels: Tensor, share: float, generator: torch.Generator
+    spectrograms: Tensor, labels: Tensor, share: float, generator: torch.Generator, whole: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Foreground mining: about `share` of the pairs get the sound of another class's pair and the label -1.
+    """Foreground mining: about `share` of the pairs get the sound of another class's pair and the label -1. Pairs that
+    are not `whole`, having no sound or no picture, neither get nor give any.
 
     (B, S, S) and (B,) -> the same, and how many chosen pairs had no pair of another class beside them and stayed
     as they were (a scalar on the device). Partners come from the batch; nothing waits for the device.
     """
     chosen = torch.rand(labels.shape, generator=generator, device=labels.device) < share
     other = labels[:, None] != labels  # (B, B)
+    if whole is not None:
+        chosen &= whole
+        other &= whole
     draw = torch.rand(other.shape, generator=generator, device=labels.device)
     partner = draw.masked_fill(~other, -1.0).argmax(1)
     possible = other.any(1)

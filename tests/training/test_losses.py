@@ -162,3 +162,21 @@ def test_a_batch_of_one_class_is_left_as_it_is_and_counted():
 def test_nothing_is_mined_at_share_zero_and_everything_possible_at_share_one():
     assert mine([0, 1, 2], 0.0, 0)[1] == [0, 1, 2]
     assert mine([0, 1, 2], 1.0, 0)[1] == [-1, -1, -1]
+
+
+def test_a_pair_without_sound_or_picture_has_no_part_in_the_contrastive_loss_but_in_that_of_the_classes():
+    labels, whole = torch.tensor([0, 1, 0, 2]), torch.tensor([True, False, True, True])
+    logits, visual, audio = torch.randn(4, 3), unit(4, 1).float(), unit(4, 2).float()
+    parts = losses(Output(logits, projections=[(visual, audio)]), labels, whole=whole)
+    alone = losses(Output(logits[whole], projections=[(visual[whole], audio[whole])]), labels[whole])
+    torch.testing.assert_close(parts.contrastive, alone.contrastive)
+    torch.testing.assert_close(parts.chance, alone.chance)
+    torch.testing.assert_close(parts.classes, torch.nn.functional.cross_entropy(logits, labels))
+
+
+def test_pairs_without_sound_or_picture_are_not_mined_nor_partners():
+    whole = torch.tensor([True, False, True, False])
+    for seed in range(20):
+        sound, mined, lone = mine_background(numbered([0, 1, 2, 3]), torch.arange(4), 1.0,
+                                             torch.Generator().manual_seed(seed), whole)
+        assert sound.flatten().tolist() == [2, 1, 0, 3] and mined.tolist() == [-1, 1, -1, 3] and not lone
