@@ -11,13 +11,14 @@ class Output:
     """What a model says of a batch of pairs; `projections` only in training.
 
     Background is either the yes or no of a binary head of its own (MA-AVT), or one more class of the same softmax
-    (`one_softmax`: LAVISH and MBT, as LAVISH has it on AVE).
+    (`one_softmax`: LAVISH and MBT, as LAVISH has it on AVE). With `multilabel` each class is a yes or no of its own.
     """
 
     logits: Tensor  # (B, C)
     background: Tensor | None = None  # (B,) logit of "this pair is background"
     projections: list[tuple[Tensor, Tensor]] | None = None  # (visual, audio) per compared block, (B, P) each
     one_softmax: bool = False
+    multilabel: bool = False
 
     def predicted(self) -> Tensor:
         """(B,): -1 where the pair is background, else the best class."""
@@ -28,7 +29,7 @@ class Output:
 
     def probabilities(self) -> tuple[Tensor, Tensor | None]:
         """(B, C) of each class given that the pair is no background, and (B,) that it is background."""
-        classes = self.logits.softmax(-1)
+        classes = self.logits.sigmoid() if self.multilabel else self.logits.softmax(-1)
         if self.background is None:
             return classes, None
         rest = torch.logsumexp(self.logits, -1) if self.one_softmax else 0

@@ -99,7 +99,7 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
     write_manifest(folder, clips, _labels(params, clips))
     print(summary(clips))
     if source is own:
-        for line in tell(clip for clip in clips if clip.status == "ok"):
+        for line in tell((clip for clip in clips if clip.status == "ok"), _labels(params, clips)):
             print(line)
     _check_coverage(clips, params, folder)
     return clips

@@ -33,9 +33,10 @@ class Losses:
 
 def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, class_weights: Tensor | None = None,
            same_class: str = "negatives", contrastive_weight: float = 1.0) -> Losses:
-    """The loss of a batch. `labels` (B,): the class, or -1 for background. `whole` (B,): which pairs have both picture
-    and sound; the others have no part in the contrastive loss. `class_weights` are (C,), or (C + 1,) where background
-    is one more class.
+    """The loss of a batch. `labels` (B,): the class, or -1 for background; or of pairs with several labels (B, C), 1 or
+    0: then the class loss is a binary cross-entropy, summed over the classes as in a softmax. `whole` (B,): which pairs
+    have both picture and sound; the others have no part in the contrastive loss. `class_weights` are (C,), or (C + 1,)
+    where background is one more class.
 
     Where background is one more class of the softmax, the class loss is the cross-entropy over all pairs. Else class
     and contrastive losses are means over the foreground pairs alone; in a batch without any they are 0.
@@ -43,16 +44,23 @@ def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, class
     """
     if output.one_softmax:
         return _one_softmax(output, labels, class_weights)
-    foreground = labels >= 0
+    foreground = _foreground(labels)
     zero = output.logits.new_zeros(())
     background = zero
     if output.background is not None:
         background = F.binary_cross_entropy_with_logits(output.background, (~foreground).float())
-    aligned = labels if whole is None else labels.masked_fill(~whole, -1)
+    aligned = labels
+    if whole is not None:
+        aligned = labels.masked_fill(~whole, -1) if labels.dim() == 1 else labels * whole[:, None]
     compared = [contrastive(visual, audio, aligned, same_class) for visual, audio in output.projections or ()]
-    counted = foreground if class_weights is None else foreground * class_weights[labels.clamp(min=0)]
+    if labels.dim() > 1:
+        classes = F.binary_cross_entropy_with_logits(output.logits, labels, pos_weight=class_weights, reduction="none")
+        classes = classes.sum(1).mean()
+    else:
+        counted = foreground if class_weights is None else foreground * class_weights[labels.clamp(min=0)]
+        classes = _mean(F.cross_entropy(output.logits, labels.clamp(min=0), reduction="none"), counted)
     return Losses(
-        classes=_mean(F.cross_entropy(output.logits, labels.clamp(min=0), reduction="none"), counted),
+        classes=classes,
         background=background,
         contrastive=torch.stack(compared).mean() if compared else zero,
         chance=contrastive_chance(aligned, same_class) if compared else zero,
@@ -72,7 +80,8 @@ def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tenso
                 whole: Tensor | None = None) -> tuple[Output, Tensor, Tensor | None]:
     """What the model says of a share of a batch, its labels, and which pairs have both picture and sound (b,), as those
     of the whole batch: the loss is a matter of all its pairs. `gather` makes (B, F) each of tensors (b, F)."""
-    columns = [labels[:, None], output.logits]
+    columns = [labels.view(len(labels), -1), output.logits]
+    several = labels.dim() > 1
     columns += [] if whole is None else [whole[:, None]]
     columns += [] if output.background is None else [output.background[:, None]]
     columns += [projected for pair in output.projections or () for projected in pair]
@@ -80,7 +89,7 @@ def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tenso
     whole = None if whole is None else rest.pop(0)[:, 0].detach().bool()
     background = None if output.background is None else rest.pop(0)[:, 0]
     projections = output.projections and list(zip(rest[::2], rest[1::2], strict=True))
-    labels = labels[:, 0].detach().long()  # exact in float32 too, up to 2**24 classes
+    labels = labels.detach() if several else labels[:, 0].detach().long()  # exact in float32 too, up to 2**24 classes
     return replace(output, logits=logits, background=background, projections=projections), labels, whole
 
 
@@ -94,16 +103,16 @@ def _one_softmax(output: Output, labels: Tensor, weights: Tensor | None) -> Loss
 def contrastive(visual: Tensor, audio: Tensor, labels: Tensor, same_class: str = "negatives") -> Tensor:
     """Symmetric InfoNCE at temperature 0.07 between two sets of unit vectors (B, P), over foreground pairs alone.
 
-    Other pairs of a pair's class are `negatives` (the paper), `left_out`, or `positives` as well (Khosla et al.,
-    NeurIPS 2020: the mean over all of them).
+    Other pairs of a pair's class, or that have one of its several labels, are `negatives` (the paper), `left_out`, or
+    `positives` as well (Khosla et al., NeurIPS 2020: the mean over all of them).
     """
-    foreground = labels >= 0
+    foreground = _foreground(labels)
     similarity = visual @ audio.T / TEMPERATURE  # (B, B)
     similarity = similarity.masked_fill(~_candidates(labels, same_class), float("-inf"))
     similarity = similarity.masked_fill(torch.diag(~foreground), 0.0)  # a row of background alone: finite, not counted
     rows, columns = similarity.log_softmax(1), similarity.log_softmax(0)
     if same_class == "positives":
-        alike = (labels[:, None] == labels) & foreground  # as many in a row as in its column
+        alike = _alike(labels) & foreground  # as many in a row as in its column
         rows, columns = (torch.where(alike, part, 0).sum(side) / alike.sum(1).clamp(min=1)
                          for side, part in ((1, rows), (0, columns)))
     else:
@@ -113,15 +122,25 @@ def contrastive(visual: Tensor, audio: Tensor, labels: Tensor, same_class: str =
 
 def contrastive_chance(labels: Tensor, same_class: str = "negatives") -> Tensor:
     """The contrastive loss of projections that are all alike."""
-    return _mean(_candidates(labels, same_class).sum(1).clamp(min=1).log(), labels >= 0)
+    return _mean(_candidates(labels, same_class).sum(1).clamp(min=1).log(), _foreground(labels))
+
+
+def _foreground(labels: Tensor) -> Tensor:
+    """(B,): which pairs have a label."""
+    return labels >= 0 if labels.dim() == 1 else labels.any(1)
+
+
+def _alike(labels: Tensor) -> Tensor:
+    """(B, B): which pairs have the same label, or one of several in common."""
+    return labels[:, None] == labels if labels.dim() == 1 else labels @ labels.T > 0
 
 
 def _candidates(labels: Tensor, same_class: str) -> Tensor:
     """(B, B): among which pairs each one is to find its own."""
-    foreground = labels >= 0
+    foreground = _foreground(labels)
     candidates = foreground[:, None] & foreground
     if same_class == "left_out":
-        candidates &= (labels[:, None] != labels).fill_diagonal_(True)
+        candidates &= (~_alike(labels)).fill_diagonal_(True)
     return candidates
 
 

@@ -119,16 +119,27 @@ def _cut(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
 @dataclass(frozen=True)
 class Prediction:
     """Of one pair: classes are numbers, -1 is background; probabilities are of the class head and of background,
-    `classes` (C,) those of the class head alone."""
+    `classes` (C,) those of the class head alone. Where clips have several labels, `label` holds all of them, and the
+    strongest class is predicted."""
 
     key: str
     second: float
-    label: int
+    label: int | tuple[int, ...]
     predicted: int
     best_class: int
     probability: float
     classes: np.ndarray | None = field(default=None, repr=False, compare=False)
     absent: str = ""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """All labels, be it one."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
+
+    @property
+    def right(self) -> bool:
+        """Whether what is predicted, background included, is the label, or one of several."""
+        return self.predicted in self.labels
 
 
 @torch.inference_mode()
@@ -156,12 +167,14 @@ def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *
             predicted = output.predicted()
             chance = torch.where(predicted < 0, empty, chance * (1 - empty))
         absent = [0] * len(batch.keys) if batch.absent is None else batch.absent.tolist()
-        rows = zip(batch.keys, batch.seconds, batch.labels.tolist(), predicted.tolist(), best.tolist(),
+        labels = batch.labels.tolist() if batch.labels.dim() == 1 else [
+            tuple(row.nonzero()[:, 0].tolist()) for row in batch.labels]
+        rows = zip(batch.keys, batch.seconds, labels, predicted.tolist(), best.tolist(),
                    chance.tolist(), classes.float().cpu().numpy(), map(ABSENT.__getitem__, absent), strict=True)
         yield from (Prediction(*row) for row in rows)
 
 
 def accuracy(predictions: Iterable[Prediction]) -> float:
     """The strict accuracy: the share of pairs whose final prediction, background included, is right."""
-    right = [prediction.predicted == prediction.label for prediction in predictions]
+    right = [prediction.right for prediction in predictions]
     return sum(right) / max(len(right), 1)

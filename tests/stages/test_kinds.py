@@ -1,4 +1,4 @@
-"""Clips that are not as most are, through all stages: without sound or picture."""
+"""Clips that are not as most are, through all stages: without sound or picture, with several labels."""
 
 import csv
 import json
@@ -82,3 +82,48 @@ def test_clips_of_sound_or_picture_alone_go_through_all_stages(tmp_path, monkeyp
     assert {Path(clip.source).name: clip.reason for clip in clips if clip.status != "ok"} == {
         "film.mp4": "content: no audio stream"}
     assert {row["reason"] for row in rows(place / "data/raw/folder/not_taken.csv")} == {"no video stream"}
+
+
+def test_clips_with_several_labels_go_through_all_stages_with_every_model(tmp_path, monkeypatch, capsys):
+    text, labels = "path,label,split\n", ["cat", "dog;cat", "cow; dog", "cow"]
+    for split, count in (("train", 8), ("val", 4), ("test", 4)):
+        for number in range(count):
+            write_media(tmp_path / "mine" / f"{split}{number}.mp4", seconds=2, mark=number)
+            text += f"{split}{number}.mp4,{labels[number % 4]},{split}\n"
+    (tmp_path / "mine" / "clips.csv").write_text(text)
+    place = folder_project(tmp_path, monkeypatch, folder={"table": "clips.csv"}, shard={"frame_size": 48},
+                           train={"epochs": 2, "balance": 0.5, "batch": 4})
+    for stage in (download, shard, backbone):
+        stage.main([])
+    index = json.loads((place / "data/shards/folder/index.json").read_text())
+    assert index["multilabel"] and index["classes"] == ["cat", "cow", "dog"] and not index["background"]
+    truth = {clip.key: clip.label for clip in read_manifest(place / "data/raw/folder")[0]}
+    loader = Loader(place / "data/shards/folder", "train", batch=16, image_size=48)
+    assert loader.class_pairs() == [4, 4, 4]
+    for batch in loader.in_order():
+        for key, row in zip(batch.keys, batch.labels, strict=True):
+            assert ";".join(name for name, here in zip(loader.classes, row, strict=True) if here) == truth[key]
+
+    for name in ("maavt", "linear", "lavish", "mbt"):
+        train.main(["--model", name])
+        evaluate.main(["--model", name])
+        config = json.loads((place / f"data/models/{name}/config.json").read_text())
+        assert config["settings"]["multilabel"] and not config["settings"]["background"]
+        found = [float(row["map"]) for row in csv.DictReader(
+            open(place / f"data/curves/{name}/plots/metrics/val/map.tsv"), delimiter="\t")]
+        assert config["val_map"] == pytest.approx(max(found)) and config["epoch"] == found.index(max(found)) + 1
+        metrics = json.loads((place / f"data/eval/{name}/metrics.json").read_text())
+        told = rows(place / f"data/eval/{name}/predictions.csv")
+        assert {row["key"]: row["label"] for row in told} == {key: truth[key] for key in truth if "test" in key}
+        for given, column in (("", "predicted"), ("_audio_only", "audio_only"), ("_visual_only", "visual_only")):
+            right = [row[column] in row["label"].split(";") for row in told]
+            assert metrics[f"accuracy{given}"] == sum(right) / len(right) and 0 < metrics[f"map{given}"] <= 1
+        classes = rows(place / f"data/eval/{name}/classes.csv")
+        assert metrics["map"] == pytest.approx(sum(float(row["average_precision"]) for row in classes) / 3, abs=1e-4)
+        assert [row["pairs"] for row in classes] == ["2", "2", "2"] and metrics["map_clips"] == metrics["map"]
+        assert {row["label"] for row in rows(place / f"data/eval/{name}/confusion.csv")} <= {"cat", "cow", "dog"}
+    model, _, _ = load_adapter(place / "data/models/maavt")
+    pair = torch.randn(1, 3, 32, 32), torch.randn(1, 32, 32)
+    for form in (model.eval(), model.for_inference()):
+        said, _ = form(*pair).probabilities()
+        torch.testing.assert_close(said, form(*pair).logits.sigmoid())
