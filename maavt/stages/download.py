@@ -93,7 +93,7 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
             print(summary(store.manifest(otherwise)))
             raise UserError(f"{stopped.reason}\nThe download stopped here; what came is kept, and the same command "
                             f"goes on. The state of each clip is in {folder / 'clips.csv'}")
-        store.inspect(source.SHORTEST)
+        store.inspect(source.SHORTEST, keep=params.shard.missing == "keep")
         store.tidy()
         clips = store.manifest(otherwise)
     write_manifest(folder, clips, _labels(params, clips))
