@@ -9,6 +9,7 @@ import pytest
 
 from maavt.clips import Clip
 from maavt.media.sample import make_sample, read_clip
+from maavt.media.spectrogram import nothing_heard
 from maavt.params import parse_params
 from tests.conftest import tiny_settings
 from tests.media import test_spectrogram
@@ -129,5 +130,6 @@ def test_a_clip_read_for_prediction_has_no_frames_or_no_spectrograms(tmp_path):
     frames, sound, begins = read_clip(write_media(tmp_path / "a.mp3", picture=None, sound="mp3"), FOLDER, frame_size=32,
                                       keep=True)
     assert frames == {} and len(sound) == len(begins) == 3
+    assert nothing_heard(3, FOLDER).shape == sound.shape and nothing_heard(3, FOLDER).dtype == sound.dtype
     frames, sound, begins = read_clip(write_media(tmp_path / "b.mp4", sound=None), FOLDER, frame_size=32, keep=True)
     assert sound is None and list(frames) == [1, 3, 5] and begins == [0, 2, 4]
