@@ -13,6 +13,8 @@ from maavt.work import atomic, write_table
 
 SPLITS = ("train", "val", "test")
 BACKGROUND = "background"
+ABSENT = ("", "sound", "picture")  # what a clip may lack; in batches a number, the place here
+SEVERAL = ";"  # between the labels of a clip that has several
 KEY = re.compile(r"[A-Za-z0-9_-]+")  # a part of names in tars, whose first dot ends it
 
 
@@ -75,10 +77,16 @@ def _middles(start: float, end: float, seconds: int) -> range:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The classes in their fixed order, and whether the data set labels background seconds."""
+    """The classes in their fixed order, whether the data set labels background seconds, and whether its clips have
+    several labels (a;b)."""
 
     classes: tuple[str, ...]
     background: bool
+    multilabel: bool = False
+
+    def of(self, label: str) -> list[str]:
+        """The classes that a label names: itself, or where clips have several labels its parts."""
+        return label.split(SEVERAL) if self.multilabel else [label]
 
 
 def write_manifest(folder: Path, clips: Iterable[Clip], labels: Labels) -> None:
@@ -92,7 +100,8 @@ def read_manifest(folder: Path) -> tuple[list[Clip], Labels]:
     """The clips and labels of a raw folder; raises UserError when they are missing or make no sense."""
     try:
         labels = json.loads((folder / "classes.json").read_text())
-        labels = Labels(classes=tuple(labels["classes"]), background=labels["background"])
+        labels = Labels(classes=tuple(labels["classes"]), background=labels["background"],
+                        multilabel=labels.get("multilabel", False))
         with open(folder / "clips.csv", newline="") as file:
             clips = [
                 Clip(**{**row, "start": float(row["start"]), "end": float(row["end"]), "seconds": float(row["seconds"]),
@@ -105,7 +114,7 @@ def read_manifest(folder: Path) -> tuple[list[Clip], Labels]:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: the manifest is damaged ({error}); run the download stage again") from None
     named = {label for clip in clips for label in (clip.label, *(event[0] for event in clip.events))}
-    unknown = named - set(labels.classes)
+    unknown = {part for label in named for part in labels.of(label)} - set(labels.classes)
     if unknown:
         raise UserError(f"{folder / 'clips.csv'}: labels {sorted(unknown)} are not in classes.json")
     return clips, labels

@@ -23,7 +23,7 @@ PAPER = {  # what `recipe: paper` switches off or takes back
     "maavt": {"lora_rank": 0, "bottleneck": 0, "same_class": "negatives", "contrastive_weight": 1.0,
               "contrastive_from": 0.0, "stream_weight": 0.0, "prompt_rate": 1.0},
     "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "shift": 0.0, "gain": 0.0, "noise": 0.0},
-    "train": {"clip": 0.0, "average": 0.0, "balance": 0.0},
+    "train": {"clip": 0.0, "average": 0.0, "balance": 0.0, "modality_dropout": 0.0},
 }
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 Count = Annotated[int, Field(ge=1)]
@@ -172,6 +172,7 @@ class Shard:
     jpeg_quality: Annotated[int, Field(ge=1, le=95)]
     clips_per_shard: Count
     min_coverage: Share
+    missing: Literal["reject", "keep"]
     spectrogram: dict[str, Spectrogram]
 
 
@@ -203,6 +204,7 @@ class Train:
     clip: Annotated[float, Field(ge=0)]
     average: Annotated[float, Field(ge=0, lt=1)]
     balance: Share
+    modality_dropout: Share
     shuffle: Count
 
 

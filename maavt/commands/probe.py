@@ -32,13 +32,17 @@ def main(arguments: list[str] | None = None) -> None:
                         help="for one file (default: %(default)g)")
     parser.add_argument("--dataset", metavar="NAME", help="judge as the shard stage does with the recipe that "
                         "params.yaml has for this data set (default: as clips of your own)")
+    parser.add_argument("--missing", choices=("reject", "keep"), help="whether a file without sound, or without "
+                        "picture, can be used (default: reject; with --dataset what params.yaml says)")
     options = parser.parse_args(arguments)
-    recipes = load_params().shard.spectrogram if options.dataset else {}
+    settings = load_params().shard if options.dataset else None
+    recipes = settings.spectrogram if settings else {}
     if options.dataset and options.dataset not in recipes:
         parser.error(f"--dataset {options.dataset}: expected one of {', '.join(recipes)}")
     failed = 0
     for verdict in probe(options.files, workers=options.workers, time_limit=options.time_limit,
-                         recipe=recipes.get(options.dataset, ANY)):
+                         recipe=recipes.get(options.dataset, ANY),
+                         keep=(options.missing or (settings.missing if settings else "reject")) == "keep"):
         print(json.dumps(verdict), flush=True)
         failed += not verdict["ok"]
     if failed:
@@ -46,28 +50,28 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def probe(paths: Sequence[str], *, workers: int | None = None, time_limit: float = TIME_LIMIT,
-          recipe: Spectrogram = ANY) -> Iterator[dict]:
+          recipe: Spectrogram = ANY, keep: bool = False) -> Iterator[dict]:
     """A verdict for each file, in order: {file, ok, frames, audio_seconds, reason}.
 
     Each file is judged as the shard stage judges a clip by this recipe: `frames` at one per second of its picture,
     and `audio_seconds` of sound in the first clip_seconds. `reason` is "" or one of media.REASONS, with a `detail`
-    where it is `too short`. Files are decoded in worker processes, so a file that hangs or crashes the decoder costs
-    only itself.
+    where it is `too short`; with `keep` picture or sound alone is enough, and the other one is named as `absent`. Files
+    are decoded in worker processes, so a file that hangs or crashes the decoder costs only itself.
     """
     workers = min(workers or default_workers(), max(len(paths), 1))
-    measure = partial(_measure, recipe=recipe)
+    measure = partial(_measure, recipe=recipe, keep=keep)
     for path, result in fan_out(measure, map(str, paths), workers=workers, time_limit=time_limit,
                                 memory_limit=MEMORY_LIMIT, tolerant=True):
         rejected = isinstance(result, Rejected)
-        frames, audio_seconds = (0, 0.0) if rejected else result
+        frames, audio_seconds, absent = (0, 0.0, "") if rejected else result
         yield {"file": path, "ok": not rejected, "frames": frames, "audio_seconds": round(audio_seconds, 3),
-               **(explain(result) if rejected else {"reason": ""})}
+               **(explain(result) if rejected else {"reason": ""}), **({"absent": absent} if absent else {})}
 
 
-def _measure(path: str, recipe: Spectrogram) -> tuple[int, float]:
-    """(frames at one per second, seconds of sound) of a file; raises Rejected."""
-    media = read_media(Path(path), recipe, frame_size=32)
-    return max(int(media.video_seconds + 0.5), 1), media.audio_seconds
+def _measure(path: str, recipe: Spectrogram, keep: bool) -> tuple[int, float, str]:
+    """(frames at one per second, seconds of sound, what is absent) of a file; raises Rejected."""
+    media = read_media(Path(path), recipe, frame_size=32, keep=keep)
+    return max(int(media.video_seconds + 0.5), media.absent != "picture"), media.audio_seconds, media.absent
 
 
 def _positive(kind: type):

@@ -5,7 +5,7 @@ In NumPy: the few lines that these numbers take are fewer than what calls of sci
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -55,13 +55,19 @@ class ClipScore:
     """What the pairs of a clip come to: the class with the greatest mean probability."""
 
     key: str
-    label: int
+    label: int | tuple[int, ...]
     predicted: int
     probability: float
     pairs: int
+    classes: np.ndarray | None = field(default=None, repr=False, compare=False)  # (C,) mean probabilities
+
+    @property
+    def right(self) -> bool:
+        """Whether the class is the label, or one of several."""
+        return self.predicted in (self.label if isinstance(self.label, tuple) else (self.label,))
 
 
-def by_clip(keys: Sequence[str], labels: Sequence[int], probabilities: np.ndarray) -> list[ClipScore]:
+def by_clip(keys: Sequence[str], labels: Sequence[int | tuple[int, ...]], probabilities: np.ndarray) -> list[ClipScore]:
     """Of pairs with probabilities (N, C), their K clips in order; all pairs of a clip have its label."""
     places: dict[str, list[int]] = {}
     for place, key in enumerate(keys):
@@ -70,5 +76,5 @@ def by_clip(keys: Sequence[str], labels: Sequence[int], probabilities: np.ndarra
     for key, own in places.items():
         mean = probabilities[own].mean(0)
         best = mean.argmax().item()
-        found.append(ClipScore(key, labels[own[0]], best, mean[best].item(), len(own)))
+        found.append(ClipScore(key, labels[own[0]], best, mean[best].item(), len(own), mean))
     return found

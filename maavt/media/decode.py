@@ -21,7 +21,7 @@ from av.format import Flags
 
 from maavt.media.picture import MAX_PIXELS, Picture, check_size
 from maavt.media.rejected import REASONS, Rejected
-from maavt.media.sound import Sound
+from maavt.media.sound import SILENT, Sound, power
 from maavt.media.track import Track
 
 __all__ = ["MIN_COVERAGE", "REASONS", "Media", "Rejected", "decode"]
@@ -34,6 +34,9 @@ SEEK_FROM = 10.0  # seconds: a clip that starts later is sought
 # Seconds decoded ahead of a sought clip, so that decoders have settled and both tracks are there; where that was not
 # enough, for the next whole picture came too late, the next number.
 PREROLLS = 2.0, 12.0, 60.0
+# Grey levels by which all frames of a picture that shows nothing may differ. A still picture that shows something is
+# none: a photograph with sound can carry the label.
+UNIFORM = 8
 PLAYLISTS = {"concat", "dash", "hls", "imf", "sdp", "tty", "webm_dash_manifest"}  # other files, or plain text
 
 av.logging.set_level(None)  # a broken file is a rejection, not a page of messages
@@ -41,7 +44,10 @@ av.logging.set_level(None)  # a broken file is a rejection, not a page of messag
 
 @dataclass(frozen=True)
 class Media:
-    """A decoded clip; the two lengths say how far into it picture and sound reach, in seconds, before any padding."""
+    """A decoded clip; the two lengths say how far into it picture and sound reach, in seconds, before any padding.
+
+    Where one of them is `absent` ("sound" or "picture"), its length is 0, and it is zeros: silent, or black.
+    """
 
     frames: np.ndarray  # (those wanted, size, size, 3) uint8 RGB
     waveform: np.ndarray  # (seconds * sample_rate,) float32 mono in [-1, 1]
@@ -50,10 +56,17 @@ class Media:
     width: int  # of the pictures as they are stored
     height: int
     frame_rate: float  # by the header
+    absent: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """How far into the clip all that is there reaches."""
+        reach = {"picture": self.video_seconds, "sound": self.audio_seconds}
+        return min(length for kind, length in reach.items() if kind != self.absent)
 
 
 def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rate: int, start: float = 0.0,
-           pad: str = "silence", wanted: range | None = None) -> Media:
+           pad: str = "silence", wanted: range | None = None, keep: bool = False) -> Media:
     """Decode `seconds` of a file from `start`: one frame per second and the sound, on one clock.
 
     Frame s is the one on view at start + s + 0.5: the last whose own time is not later, or the first of all when
@@ -64,6 +77,9 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
     A picture that ends early (before the last frame that is needed) is held and sound that ends early is followed by
     silence (pad="silence"), provided that both reach MIN_COVERAGE of the clip. With pad="tile" both are repeated from
     the beginning instead, and one frame and some sound are enough.
+
+    With `keep` one of the two may be absent: no track, no decoder, nothing decoded, or nothing to hear or see from end
+    to end (silence, one uniform colour).
 
     Raises Rejected, and for a wrong argument ValueError; nothing else.
     """
@@ -76,27 +92,37 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
         _check_file(path)
         without, alone = set(), None
         while True:
-            read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted, without, alone)
+            read = partial(_read, path, seconds, frame_size, sample_rate, start, wanted, without, alone, keep)
             for preroll in (*(PREROLLS if start > SEEK_FROM else ()), None):  # None: from the beginning
                 picture, sound, landed = read(preroll=preroll)
                 if landed:
                     break
-            tracks = (picture.track, sound.track)
+            tracks = [sink.track for sink in (picture, sound) if sink]
             if empty := {track.index for track in tracks if track.empty and track.others}:
                 without |= empty  # the first programme of a broadcast, say, of which nothing was kept
                 continue
-            _check_decoded(picture, sound, seconds if pad == "silence" else 0)
-            waveform = sound.finish(repeat=pad == "tile")
-            if (alone := sound.cancelled) is None:
+            if keep and (picture and picture.decoded or sound and sound.stretches):
+                picture = picture if picture and picture.decoded else None
+                sound = sound if sound and sound.stretches else None
+            _check_decoded(picture, sound, seconds)
+            waveform = sound.finish(repeat=pad == "tile") if sound else np.zeros(seconds * sample_rate, np.float32)
+            if not sound or (alone := sound.cancelled) is None:
                 break
+        frames = picture.finish(repeat=pad == "tile") if picture else \
+            np.zeros((len(wanted), frame_size, frame_size, 3), np.uint8)
+        if keep:
+            picture = picture if picture and _shows(picture) else None
+            sound = sound if (power(waveform, sample_rate) > SILENT).any() else None
+        _check_reach(picture, sound, seconds if pad == "silence" else 0)
         return Media(
-            video_seconds=float(seconds) if picture.done else max(picture.end, 0.0),
-            audio_seconds=min(sound.end, float(seconds)),
-            width=picture.held.width,
-            height=picture.held.height,
-            frame_rate=picture.rate,
-            frames=picture.finish(repeat=pad == "tile"),
-            waveform=waveform,
+            video_seconds=0.0 if not picture else float(seconds) if picture.done else max(picture.end, 0.0),
+            audio_seconds=min(sound.end, float(seconds)) if sound else 0.0,
+            width=picture.held.width if picture else 0,
+            height=picture.held.height if picture else 0,
+            frame_rate=picture.rate if picture else 0.0,
+            frames=frames if picture else np.zeros_like(frames),
+            waveform=waveform if sound else np.zeros_like(waveform),
+            absent="" if picture and sound else "sound" if picture else "picture",
         )
     except Rejected:
         raise
@@ -122,28 +148,31 @@ def _check_file(path: str | os.PathLike) -> None:
 
 
 def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: int, start: float, wanted: range,
-          without: set[int], alone: int | None, *, preroll: float | None):
+          without: set[int], alone: int | None, keep: bool, *, preroll: float | None):
     """(picture, sound, whether a seek to `preroll` seconds before the clip landed early enough) after one pass over
     the file, as short as possible; the tracks `without` are passed over, and of the sound the channel `alone` is
-    taken."""
+    taken. With `keep` picture or sound is None where there is no such track that can be decoded."""
     with _open(path) as container:
         if container.format.name in PLAYLISTS:
             raise Rejected("not media", f"a file of the kind {container.format.name}")
-        (video, more_video), (audio, more_audio) = (_choose(container, kind, without) for kind in ("video", "audio"))
-        check_size(video.codec_context.width, video.codec_context.height)
+        (video, more_video), (audio, more_audio) = _choose_both(container, without, keep)
+        streams = [stream for stream in (video, audio) if stream]
+        if video:
+            check_size(video.codec_context.width, video.codec_context.height)
         for stream in container.streams:
-            stream.discard = av.stream.Discard.default if stream in (video, audio) else av.stream.Discard.all
-        for stream in (video, audio):
+            stream.discard = av.stream.Discard.default if stream in streams else av.stream.Discard.all
+        for stream in streams:
             stream.codec_context.thread_count = 1  # the parallel unit is the clip: least CPU time, least memory
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        begin = _origin(container, (video, audio)) + start
+        begin = _origin(container, streams) + start
         joints = [0.0]
-        picture = Picture(Track(video, begin, joints, more_video), seconds, wanted, frame_size)
-        sound = Sound(Track(audio, begin, joints, more_audio), seconds, sample_rate, alone)
-        if preroll is not None and not _sought(container, video, begin - preroll, path):
+        picture = video and Picture(Track(video, begin, joints, more_video), seconds, wanted, frame_size)
+        sound = audio and Sound(Track(audio, begin, joints, more_audio), seconds, sample_rate, alone)
+        if preroll is not None and not _sought(container, streams[0], begin - preroll, path):
             return picture, sound, False
         _fill(container, picture, sound, seconds)
-        return picture, sound, preroll is None or (picture.begin <= 0.5 and sound.begin <= 0)
+        return picture, sound, preroll is None or (not picture or picture.begin <= 0.5) and (
+            not sound or sound.begin <= 0)
 
 
 def _open(path: str | os.PathLike) -> InputContainer:
@@ -154,6 +183,20 @@ def _open(path: str | os.PathLike) -> InputContainer:
         raise Rejected("not media", str(error)) from None
     container.flags &= ~av.container.Flags.gen_pts.value  # it reads ahead without bound to make up times
     return container
+
+
+def _choose_both(container: InputContainer, without: set[int], keep: bool) -> list[tuple]:
+    """The choice of picture and of sound, None for one that cannot be had where the other can and `keep` is set."""
+    chosen, lacking = [], []
+    for kind in ("video", "audio"):
+        try:
+            chosen.append(_choose(container, kind, without))
+        except Rejected as rejected:
+            chosen.append((None, False))
+            lacking.append(rejected)
+    if lacking and (not keep or len(lacking) == 2 or lacking[0].reason == "encrypted"):
+        raise lacking[0]
+    return chosen
 
 
 def _choose(container: InputContainer, kind: str, without: set[int]):
@@ -188,13 +231,13 @@ def _origin(container: InputContainer, streams) -> float:
     return min(starts, default=0.0)
 
 
-def _sought(container: InputContainer, video, time: float, path: str | os.PathLike) -> bool:
+def _sought(container: InputContainer, stream, time: float, path: str | os.PathLike) -> bool:
     if container.format.flags & Flags.ts_discont.value:
         status = os.stat(path)
         if _is_joined(os.fspath(Path(path).absolute()), status.st_size, status.st_mtime_ns):
             return False
     try:
-        container.seek(int(time / video.time_base), stream=video)
+        container.seek(int(time / stream.time_base), stream=stream)
     except Exception:  # a file without an index, say
         return False
     return True
@@ -205,24 +248,24 @@ def _is_joined(path: str, *_: int) -> bool:
     """Whether a file is several recordings, whose clocks start anew: then a time alone is no place in it. Its packets
     are looked through without decoding them; further arguments tell one file from another of the same name."""
     with _open(path) as container:
-        video = next(stream for stream in container.streams if stream.type == "video")
-        track = Track(video, 0.0, [0.0])
-        for packet in _packets(container, video):
+        first = min((s for s in container.streams if s.type in ("video", "audio")), key=lambda s: s.type != "video")
+        track = Track(first, 0.0, [0.0])
+        for packet in _packets(container, first):
             track.join(packet)
             if track.recording:
                 return True
     return False
 
 
-def _fill(container: InputContainer, picture: Picture, sound: Sound, seconds: int) -> None:
+def _fill(container: InputContainer, picture: Picture | None, sound: Sound | None, seconds: int) -> None:
     """Give both sinks their packets until they have what they need, or there is no more."""
-    sinks = {sink.track.stream.index: sink for sink in (picture, sound)}
-    for packet in _packets(container, picture.track.stream, sound.track.stream):
+    sinks = {sink.track.stream.index: sink for sink in (picture, sound) if sink}
+    for packet in _packets(container, *(sink.track.stream for sink in sinks.values())):
         sink = sinks[packet.stream.index]
         sink.track.join(packet)
         if not sink.done:
             sink.take(packet)
-            if picture.done and sound.done or picture.decoded >= MAX_FRAMES:
+            if all(one.done for one in sinks.values()) or picture and picture.decoded >= MAX_FRAMES:
                 return
         elif sink.track.own_time(packet, default=-math.inf) > seconds + MAX_LAG:
             break  # the other track has ended, or is stored too far away
@@ -244,12 +287,28 @@ def _packets(container: InputContainer, *streams) -> Iterator[av.Packet]:
             yield packet
 
 
-def _check_decoded(picture: Picture, sound: Sound, seconds: int) -> None:
-    if not picture.decoded:
+def _check_decoded(picture: Picture | None, sound: Sound | None, seconds: int) -> None:
+    if picture and not picture.decoded:
         raise Rejected("no frame decoded", picture.track.error)
-    if not sound.decoded:
+    if sound and not sound.decoded:
         raise Rejected("no sound decoded", sound.track.error)
-    covered = sound.end if picture.done else min(picture.end, sound.end)
-    if not sound.stretches or covered < MIN_COVERAGE * seconds:
-        reach = f"picture to {max(picture.end, 0):.2f} s, sound to {max(sound.end, 0):.2f} s"
-        raise Rejected("too short", f"{reach} of {seconds or picture.seconds} s")
+    if sound and not sound.stretches:
+        _check_reach(picture, sound, seconds)
+
+
+def _shows(picture: Picture) -> bool:
+    """Whether there is anything to see, in a frame or between frames."""
+    lowest, highest = (extreme([extreme(frame, axis=(0, 1)) for frame in picture.frames], axis=0)
+                       for extreme in (np.min, np.max))
+    return bool((highest - lowest > UNIFORM).any())
+
+
+def _check_reach(picture: Picture | None, sound: Sound | None, seconds: int) -> None:
+    """Raise Rejected where what there is does not reach MIN_COVERAGE of so many seconds."""
+    if not picture and not sound:
+        raise Rejected("nothing to see or hear")
+    ends = [sink.end for sink in (picture, sound) if sink and (sink is sound or not picture.done)]
+    if min(ends, default=math.inf) < MIN_COVERAGE * seconds:
+        reach = ", ".join(f"{name} to {max(sink.end, 0):.2f} s"
+                          for name, sink in (("picture", picture), ("sound", sound)) if sink)
+        raise Rejected("too short", f"{reach} of {seconds or (picture or sound).seconds} s")

@@ -13,7 +13,7 @@ REST = 0.1  # seconds: what is left behind the last whole pair or window, if it 
 def read_media(path: Path, recipe: Spectrogram, frame_size: int, **options) -> Media:
     """decode() by a recipe; the one place that says how short a clip may be.
 
-    Raises Rejected: as `too short` what picture or sound reaches less of than shortest(recipe).
+    Raises Rejected: as `too short` what picture or sound, if it is there, reaches less of than shortest(recipe).
     """
     span, limit = options.pop("span", recipe.clip_seconds), shortest(recipe)
     try:
@@ -24,7 +24,7 @@ def read_media(path: Path, recipe: Spectrogram, frame_size: int, **options) -> M
             raise
         raise Rejected("too short", f"{rejected.detail}; expected {limit:g} s at least") from None
     picture, sound = (min(seconds, span) for seconds in (media.video_seconds, media.audio_seconds))
-    if min(picture, sound) < limit - 1e-3:
+    if min(media.seconds, span) < limit - 1e-3:
         raise Rejected("too short", f"{picture:.2f} s of picture, {sound:.2f} s of sound; expected {limit:g} s at "
                        "least of each")
     return media

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from maavt.media.decode import Media
+from maavt.media.sound import SILENT, power
 
-BLOCK = 0.05  # seconds: sound is silent or not in blocks
-SILENT = 1e-6  # mean square below which a block is silent: -60 dBFS
 FULL = 0.999  # a sample from here on is clipped
 CELLS = 16  # rows and columns of the grid of grey levels that frames are compared by
 STILL = 3.0  # grey levels: below it in every cell, a frame is the one before
@@ -42,7 +41,7 @@ TABLES, NEAR = 24, 16  # ways to hash all clips into buckets, and how many neigh
 class Quality:
     """Shares are of the clip as it is used, what fills up a short one included; still_share is None of one frame."""
 
-    seconds: float  # that picture and sound both reach
+    seconds: float  # that picture and sound both reach, or the one that is there
     width: int  # of the pictures as they are stored
     height: int
     frame_rate: float  # as the file's header says
@@ -50,33 +49,33 @@ class Quality:
     silent_share: float
     still_share: float | None
     clipped_share: float
+    absent: str  # sound or picture, where a clip without it is kept
     fingerprint: str  # base64; empty where there is nothing to see, or nothing to hear
 
 
 def measure(media: Media, frames: dict[int, np.ndarray], *, shown: Sequence[int], sample_rate: int) -> Quality:
     """The quality of a clip with these frames (S, S, 3) uint8 by their second; `shown` are the seconds of all that
     the splits have in common, of which the first and the middle one are in the fingerprint."""
-    block = max(round(BLOCK * sample_rate), 1)
-    blocks = media.waveform[: len(media.waveform) // block * block].reshape(-1, block)
-    power = np.einsum("ij,ij->i", blocks, blocks) / block
-    loud = power > SILENT
-    grids = _grids(np.stack(list(frames.values())))
+    powers = power(media.waveform, sample_rate)
+    loud = powers > SILENT
+    grids = _grids(np.stack(list(frames.values()) or [np.zeros((CELLS, CELLS, 3), np.uint8)]))
     still = np.abs(np.diff(grids, axis=0)).max((1, 2)) < STILL
     clipped = np.count_nonzero(media.waveform >= FULL) + np.count_nonzero(media.waveform <= -FULL)
     fingerprint = b""
-    if loud.any():
+    if loud.any() and frames:
         energies = _log_energies(media.waveform, sample_rate, reach=media.audio_seconds)
         chosen = dict.fromkeys((shown[0], shown[len(shown) // 2]))
         fingerprint = _fingerprint(grids[[place for place, second in enumerate(frames) if second in chosen]], energies)
     return Quality(
-        seconds=round(min(media.video_seconds, media.audio_seconds), 3),
+        seconds=round(media.seconds, 3),
         width=media.width,
         height=media.height,
         frame_rate=round(media.frame_rate, 3),
-        loudness_dbfs=round(10 * np.log10(power[loud if loud.any() else ...].mean() + 1e-12).item(), 1),
+        loudness_dbfs=round(10 * np.log10(powers[loud if loud.any() else ...].mean() + 1e-12).item(), 1),
         silent_share=round(1 - loud.mean().item(), 3),
         still_share=round(still.mean().item(), 3) if len(still) else None,
         clipped_share=round(clipped / len(media.waveform), 5),
+        absent=media.absent,
         fingerprint=b64encode(fingerprint).decode(),
     )
 

@@ -13,6 +13,7 @@ REASONS = {
     "unusable dimensions": "the picture is larger than MAX_PIXELS or longer than MAX_ASPECT times its short side",
     "no frame decoded": "not one picture could be decoded",
     "no sound decoded": "not one sample of sound could be decoded",
+    "nothing to see or hear": "the picture is of one colour, or none, and there is only silence",
     "too short": "picture or sound reaches less far than the recipe needs (media.length.shortest)",
     "out of memory": "there was not enough memory to decode the file",
     "timed out": "decoding took longer than its time limit",

@@ -31,60 +31,65 @@ class Sample:
 def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) -> Sample:
     """Decode one clip into the members of a sample; raises Rejected.
 
-    Of a clip to train on, where a window of its sound is drawn anew in each epoch, the whole is kept.
+    Of a clip to train on, where a window of its sound is drawn anew in each epoch, the whole is kept. What is absent
+    (`missing: keep`) has no member and no part in the sums; the facts name it.
     """
     media, frames, sound, begins = _read(raw / clip.path, recipe, settings.frame_size,
                                          whole=recipe.windowed and clip.split == "train",
-                                         begin=clip.begin, length=clip.seconds)
+                                         begin=clip.begin, length=clip.seconds, keep=settings.missing == "keep")
     members = {f"frame-{second:02d}.jpg": encode_jpeg(frame, settings.jpeg_quality, colorsubsampling="420")
                for second, frame in frames.items()}
-    with io.BytesIO() as buffer:
-        np.save(buffer, sound)
-        members["spectrogram.npy"] = buffer.getvalue()
+    if sound is not None:
+        with io.BytesIO() as buffer:
+            np.save(buffer, sound)
+            members["spectrogram.npy"] = buffer.getvalue()
     facts = {"label": clip.label, "labels": clip.second_labels(recipe.clip_seconds), "begins": begins,
              "start": clip.start, "end": clip.end, "source": clip.source}
-    members["json"] = json.dumps(facts).encode()
-    values = sound.astype(np.float64).ravel()
-    rows = np.concatenate([frame.reshape(len(frame), -1) for frame in frames.values()])
+    members["json"] = json.dumps(facts | ({"absent": media.absent} if media.absent else {})).encode()
+    values = np.zeros(0) if sound is None else sound.astype(np.float64).ravel()
+    rows = np.concatenate([frame.reshape(len(frame), -1) for frame in frames.values()] or [np.zeros((0, 3), np.uint8)])
     colours = rows.sum(0, dtype=np.uint32).reshape(-1, 3).sum(0, dtype=np.float64)  # in two steps: 20 times as fast
-    return Sample(members, len(sound), (values.size, values.sum().item(), (values @ values).item()),
+    return Sample(members, len(begins), (values.size, values.sum().item(), (values @ values).item()),
                   (rows.size / 3, *colours.tolist()),
                   measure(media, frames, shown=frames_of_pairs(recipe), sample_rate=recipe.sample_rate))
 
 
-def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool = False
-              ) -> tuple[dict[int, np.ndarray], np.ndarray, list[float]]:
+def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool = False, keep: bool = False
+              ) -> tuple[dict[int, np.ndarray], np.ndarray | None, list[float]]:
     """The frames that a clip's pairs need, (frame_size, frame_size, 3) uint8 by their second; its spectrograms
     (pairs, frames, bins) float16, one of all its sound and all frames that a window may need when `whole`; and the
     second at which each pair begins, whose frame is that of frame_second().
 
-    Raises Rejected.
+    With `keep` there may be no frames (an empty dictionary: the picture is absent) or no spectrograms (None: the sound
+    is). Raises Rejected.
     """
-    return _read(path, recipe, frame_size, whole)[1:]
+    return _read(path, recipe, frame_size, whole, keep=keep)[1:]
 
 
 def _read(path: Path, recipe: Spectrogram, frame_size: int, whole: bool, begin: float | None = None,
-          length: float = 0.0) -> tuple[Media, dict[int, np.ndarray], np.ndarray, list[float]]:
+          length: float = 0.0, keep: bool = False
+          ) -> tuple[Media, dict[int, np.ndarray], np.ndarray | None, list[float]]:
     """As read_clip, with what was decoded; of the `length` seconds from `begin` on where that is not None."""
     span = float(recipe.clip_seconds) if begin is None else min(length, recipe.clip_seconds)
     cut = span < recipe.clip_seconds
     wanted = range(math.ceil(span)) if cut else frames_of_pairs(recipe, whole)
     if recipe.pairs == "covered" and not cut:
         wanted = range(wanted[0], recipe.clip_seconds)  # which of them are needed, only its length tells
-    media = read_media(path, recipe, frame_size, seconds=math.ceil(span), start=begin or 0.0, wanted=wanted, span=span)
+    media = read_media(path, recipe, frame_size, seconds=math.ceil(span), start=begin or 0.0, wanted=wanted, span=span,
+                       keep=keep)
     if cut:
         wanted = frames_of_pairs(recipe, whole) if recipe.pairs != "covered" else range(recipe.clip_seconds)
         media = _stretched(media, span, recipe, wanted)
     rate, size = recipe.sample_rate, recipe.seconds * recipe.sample_rate
-    begins = _begins(min(media.video_seconds, media.audio_seconds, span), recipe)
+    begins = _begins(min(media.seconds, span), recipe)
     if whole:
         stretches, needed = media.waveform[None], wanted
     else:
         stretches = np.stack([media.waveform[round(begin * rate) :][:size] for begin in begins])
         needed = dict.fromkeys(frame_second(begin, recipe) for begin in begins)
     frames = dict(zip(wanted, media.frames, strict=True))
-    return (media, {second: frames[second] for second in needed}, spectrograms(stretches, recipe).astype(np.float16),
-            begins)
+    return (media, {} if media.absent == "picture" else {second: frames[second] for second in needed},
+            None if media.absent == "sound" else spectrograms(stretches, recipe).astype(np.float16), begins)
 
 
 def frame_second(begin: float, recipe: Spectrogram) -> int:

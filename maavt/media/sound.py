@@ -9,6 +9,8 @@ import numpy as np
 
 from maavt.media.track import Track
 
+SILENT = 1e-6  # power below which sound is silence: -60 dBFS
+STRETCH = 0.05  # seconds: sound is silent or not in blocks of this length
 MAX_RATE = 768_000  # samples per second
 BLOCK = 16384  # samples that are mixed at once
 MAX_OFF = 0.002  # seconds by which the time of a frame may be rounded
@@ -124,6 +126,13 @@ class Sound:
             return None
         loudest = max(self.power.keys() - {MIXED}, key=self.power.get)
         return loudest if self.power[MIXED] < CANCELLED * self.power[loudest] else None
+
+
+def power(waveform: np.ndarray, rate: int) -> np.ndarray:
+    """The mean squares of a waveform (samples,) in blocks of STRETCH, without a rest at its end."""
+    size = max(round(STRETCH * rate), 1)
+    blocks = waveform[: len(waveform) // size * size].reshape(-1, size)
+    return np.einsum("ij,ij->i", blocks, blocks) / size
 
 
 def _to_mono(frame: av.AudioFrame, alone: int | None, power: Counter) -> np.ndarray:

@@ -49,3 +49,9 @@ def spectrograms(waveform: np.ndarray, recipe: Spectrogram) -> np.ndarray:
     if len(banks) == recipe.bins - 1:
         banks = np.pad(banks, [(0, 1), (0, 0)])
     return banks
+
+
+def nothing_heard(pairs: int, recipe: Spectrogram) -> np.ndarray:
+    """What batches hold of pairs whose sound is absent: zeros (pairs, frames, bins) float16."""
+    one = spectrograms(np.zeros(recipe.seconds * recipe.sample_rate, np.float32), recipe)
+    return np.zeros((pairs, *one.shape), np.float16)

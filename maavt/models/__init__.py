@@ -28,13 +28,15 @@ def create_model(name: str, backbone: VisionTransformer, settings: dict) -> nn.M
     return model(backbone, config(**settings))
 
 
-def model_settings(name: str, params: Params, *, classes: int, background: bool) -> dict:
-    """The settings of a model for a data set with so many classes, which labels background or does not.
+def model_settings(name: str, params: Params, *, classes: int, background: bool, multilabel: bool = False) -> dict:
+    """The settings of a model for a data set with so many classes, which labels background or does not, and whose
+    clips have several labels or one.
 
-    MA-AVT alone makes background of its own where the data set labels none (mining).
+    MA-AVT alone makes background of its own where the data set labels none and one label a clip (mining).
     """
     _, config = MODELS[name]
     own = {"tokens": params.tokens, **vars(getattr(params, name))}
     known = {field.name for field in fields(config)}
     return {**{key: value for key, value in own.items() if key in known},
-            "classes": classes, "background": background or own.get("mining", 0) > 0}
+            "classes": classes, "background": background or own.get("mining", 0) > 0 and not multilabel,
+            "multilabel": multilabel}

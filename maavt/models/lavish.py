@@ -27,6 +27,7 @@ class LavishConfig:
 
     classes: int
     background: bool
+    multilabel: bool = False
     reduction: int | None = None
     latents: int | None = None
     batch_norm: bool | None = None
@@ -113,7 +114,7 @@ class LAVISH(nn.Module):
         self.adapters = nn.ModuleDict({
             place: nn.ModuleList(Adapter(width, config) for _ in backbone.blocks) for place in PLACES
         })
-        self.head = PairHead(width, config.classes, config.background)
+        self.head = PairHead(width, config.classes, config.background, config.multilabel)
 
     def trained(self) -> list[str]:
         """Names of what is trained and kept: adapters and head."""

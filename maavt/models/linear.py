@@ -21,6 +21,7 @@ class LinearConfig:
 
     classes: int
     background: bool
+    multilabel: bool = False
 
 
 class LinearHead(nn.Linear):
@@ -28,11 +29,12 @@ class LinearHead(nn.Linear):
 
     def __init__(self, width: int, config: LinearConfig):
         super().__init__(2 * width, config.classes + config.background)
-        self.background = config.background
+        self.background, self.multilabel = config.background, config.multilabel
 
     def forward(self, cls: Tensor) -> Output:
         logits = super().forward(torch.cat(F.layer_norm(cls.float(), cls.shape[-1:]).chunk(2), -1))
-        return Output(logits[:, :-1], logits[:, -1], one_softmax=True) if self.background else Output(logits)
+        return Output(logits[:, :-1], logits[:, -1], one_softmax=True) if self.background else Output(
+            logits, multilabel=self.multilabel)
 
 
 class LinearProbe(nn.Module):

@@ -29,6 +29,7 @@ class MaavtConfig:
 
     classes: int
     background: bool
+    multilabel: bool = False
     tokens: int = 5
     prompt_std: float = 0.02
     unimodal_prompts: bool = True
@@ -138,6 +139,7 @@ class MAAVT(nn.Module):
             background=self.background_head(summary[:, 1])[:, 0] if self.config.background else None,
             projections=projections or None,
             streams=self._streams(summary[:, 0]) if self.training else None,
+            multilabel=self.config.multilabel,
         )
 
     def _streams(self, summary: Tensor) -> list[Tensor]:
@@ -189,7 +191,7 @@ class MaavtInference(nn.Module):
 
     def __init__(self, model: MAAVT, kind: torch.dtype, pack: bool):
         super().__init__()
-        vit, self.background = model.backbone, model.config.background
+        vit, self.background, self.multilabel = model.backbone, model.config.background, model.config.multilabel
         self.see, self.hear = FastPatches(vit, kind, pack, channels=3), FastPatches(vit, kind, pack, channels=1)
         self.blocks, self.norm = fast_blocks(vit, kind, pack, own=model.adapters), constant(vit.norm, kind)
         self.register_buffer("learned", model.learned_tokens().detach().to(kind), persistent=False)  # (2, 1 + M, D)
@@ -205,7 +207,8 @@ class MaavtInference(nn.Module):
             x = block(x, read if block.last else None)
         summary = torch.cat(self.norm(x).float().chunk(2), -1)  # (B, read, 2 D)
         return Output(self.head(summary[:, 0]),
-                      self.background_head(summary[:, 1])[:, 0] if self.background else None)
+                      self.background_head(summary[:, 1])[:, 0] if self.background else None,
+                      multilabel=self.multilabel)
 
 
 def _projector(kind: str, width: int) -> nn.Module:

@@ -27,6 +27,7 @@ class MbtConfig:
 
     classes: int
     background: bool
+    multilabel: bool = False
     bottlenecks: int = 4
     fusion_layer: int | None = None
 
@@ -50,7 +51,7 @@ class MBT(nn.Module):
         self.fusion_layer = round(depth * 8 / 12) if config.fusion_layer is None else config.fusion_layer
         self.visual, self.audio = backbone, copy.deepcopy(backbone)
         self.bottlenecks = nn.Parameter(torch.randn(config.bottlenecks, backbone.embed_dim) * BOTTLENECK_STD)
-        self.head = PairHead(backbone.embed_dim, config.classes, config.background)
+        self.head = PairHead(backbone.embed_dim, config.classes, config.background, config.multilabel)
         self.compute_type = torch.float32
 
     def trained(self) -> list[str]:

@@ -11,7 +11,7 @@ class Output:
     """What a model says of a batch of pairs; `projections` and `streams` only in training.
 
     Background is either the yes or no of a binary head of its own (MA-AVT), or one more class of the same softmax
-    (`one_softmax`: LAVISH and MBT, as LAVISH has it on AVE).
+    (`one_softmax`: LAVISH and MBT, as LAVISH has it on AVE). With `multilabel` each class is a yes or no of its own.
     """
 
     logits: Tensor  # (B, C)
@@ -19,6 +19,7 @@ class Output:
     projections: list[tuple[Tensor, Tensor]] | None = None  # (visual, audio) per compared block, (B, P) each
     streams: list[Tensor] | None = None  # (B, C) logits of the picture alone, and of the sound alone
     one_softmax: bool = False
+    multilabel: bool = False
 
     def predicted(self) -> Tensor:
         """(B,): -1 where the pair is background, else the best class."""
@@ -29,7 +30,7 @@ class Output:
 
     def probabilities(self) -> tuple[Tensor, Tensor | None]:
         """(B, C) of each class given that the pair is no background, and (B,) that it is background."""
-        classes = self.logits.softmax(-1)
+        classes = self.logits.sigmoid() if self.multilabel else self.logits.softmax(-1)
         if self.background is None:
             return classes, None
         rest = torch.logsumexp(self.logits, -1) if self.one_softmax else 0

@@ -3,7 +3,7 @@
 webdataset reads the tars (reader.py); its own shuffling and splitting depend on the number of workers, and give the
 processes that train together different numbers of steps.
 
-B pairs, S image size, T frames and F bins of a spectrogram.
+B pairs, C classes, S image size, T frames and F bins of a spectrogram.
 """
 
 import io
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from simplejpeg import decode_jpeg
 
+from maavt.clips import ABSENT, Labels
 from maavt.errors import UserError
 from maavt.shards.reader import Reader
 from maavt.work import default_workers
@@ -36,24 +37,26 @@ class Batch:
 
     Frames are S x S, or as stored where the whole frame or a part of it is to be scaled on the device: `boxes` are
     these parts as left, top, width and height in pixels. A negative width leads from the right edge to the left: that
-    part is to be mirrored.
+    part is to be mirrored. Where sound or picture is `absent`, it is zeros here.
     """
 
     frames: torch.Tensor  # (B, 3, S, S) uint8, in memory (B, S, S, 3)
     spectrograms: torch.Tensor  # (B, T, F) float16, not normalised
-    labels: torch.Tensor  # (B,) int64, -1 is background
+    labels: torch.Tensor  # (B,) int64, -1 is background; of clips with several labels (B, C) float32, 0 or 1
     keys: list[str]
     seconds: list[float]  # where each pair begins in its clip
     boxes: torch.Tensor | None = None  # (B, 4) float32
+    absent: torch.Tensor | None = None  # (B,) uint8, places in ABSENT; None where no clip of the data set lacks any
 
 
 @dataclass(frozen=True)
 class _Pair:
     key: str
     second: float
-    label: int
+    labels: list[int]
     jpeg: bytes
     spectrogram: np.ndarray  # (T, F)
+    absent: str
 
 
 class Loader:
@@ -70,8 +73,13 @@ class Loader:
         self.index = self.reader.index
         self.recipe = self.index["spectrogram"]
         self.shards = [name for name in self.index["shards"] if name.startswith(f"{split}/")]
-        self.classes = {None: BACKGROUND_LABEL} | {label: number for number, label in enumerate(self.index["classes"])}
+        self.classes = {label: number for number, label in enumerate(self.index["classes"])}
+        self.multilabel = self.index.get("multilabel", False)
+        self.labels = Labels(classes=tuple(self.classes), background=self.index["background"],
+                             multilabel=self.multilabel)
         self.pairs = self.index["splits"][split]["pairs"]
+        self.lacking = any(counts.get(f"without_{kind}") for counts in self.index["splits"].values()
+                           for kind in ABSENT[1:])
 
     def __len__(self) -> int:
         """Batches of one pass in order."""
@@ -93,7 +101,8 @@ class Loader:
 
     def class_pairs(self) -> list[int]:
         """How many pairs each class has, and background behind them where the data set labels it; reads all shards."""
-        found = Counter(pair.label for sample in self.reader.samples(self.shards) for pair in self._pairs(sample, None))
+        found = Counter(label for sample in self.reader.samples(self.shards) for pair in self._pairs(sample, None)
+                        for label in pair.labels)
         last = [BACKGROUND_LABEL] if self.index["background"] else []
         return [found[number] for number in [*range(len(self.index["classes"])), *last]]
 
@@ -129,9 +138,13 @@ class Loader:
         return islice(pairs, first, None if count is None else first + count)
 
     def _pairs(self, sample: dict, rng: random.Random | None) -> Iterator[_Pair]:
-        spectrograms = _read_array(sample["spectrogram.npy"])  # (pairs, frames, bins)
         facts = json.loads(sample["json"])
-        length = self.index["spectrogram_frames"]
+        length, absent = self.index["spectrogram_frames"], facts.get("absent", "")
+        if absent == "sound":
+            bins = self.recipe["bins"] or self.recipe["n_fft"] // 2 + 1
+            spectrograms = np.zeros((len(facts["begins"]), length, bins), np.float16)
+        else:
+            spectrograms = _read_array(sample["spectrogram.npy"])  # (pairs, frames, bins)
         for begin, spectrogram in zip(facts["begins"], spectrograms, strict=True):
             spare = len(spectrogram) - length
             if spare > 0:  # of all the clip's sound: the window is drawn here
@@ -142,8 +155,10 @@ class Loader:
             else:
                 exact = begin
             middle = int(exact + self.recipe["seconds"] / 2)
-            yield _Pair(sample["__key__"], begin, self.classes[facts["labels"][middle]],
-                        sample[f"frame-{middle:02d}.jpg"], spectrogram)
+            label = facts["labels"][middle]
+            labels = [BACKGROUND_LABEL] if label is None else [self.classes[name] for name in self.labels.of(label)]
+            yield _Pair(sample["__key__"], begin, labels,
+                        b"" if absent == "picture" else sample[f"frame-{middle:02d}.jpg"], spectrogram, absent)
 
     def _batches(self, pairs: Iterator[_Pair], rng: random.Random | None, sizes: Iterable[int] = ()
                  ) -> Iterator[Batch]:
@@ -175,14 +190,19 @@ class Loader:
         frames = np.empty((len(pairs), size, size, 3), np.uint8)
         for target, pair, place in zip(frames, pairs, places, strict=True):
             left, top = place if self.augment == "crop" else (0, 0)
-            target[:] = decode_jpeg(pair.jpeg)[top : top + size, left : left + size]
+            target[:] = decode_jpeg(pair.jpeg)[top : top + size, left : left + size] if pair.jpeg else 0
         tensors = [torch.from_numpy(frames).permute(0, 3, 1, 2),
                    torch.from_numpy(np.stack([pair.spectrogram for pair in pairs])),
-                   torch.tensor([pair.label for pair in pairs])]
-        if self.augment == "resized_crop" and places[0]:
-            tensors.append(torch.tensor(places, dtype=torch.float32))
+                   torch.tensor([pair.labels[0] for pair in pairs])]
+        if self.multilabel:
+            tensors[2] = torch.stack([torch.zeros(len(self.classes)).index_fill_(0, torch.tensor(pair.labels), 1)
+                                      for pair in pairs])
+        tensors.append(torch.tensor(places, dtype=torch.float32) if self.augment == "resized_crop" and places[0]
+                       else None)
+        tensors.append(torch.tensor([ABSENT.index(pair.absent) for pair in pairs], dtype=torch.uint8) if self.lacking
+                       else None)
         if torch.cuda.is_available():
-            tensors = [tensor.pin_memory() for tensor in tensors]
+            tensors = [tensor if tensor is None else tensor.pin_memory() for tensor in tensors]
         return Batch(*tensors[:3], [pair.key for pair in pairs], [pair.second for pair in pairs], *tensors[3:])
 
 

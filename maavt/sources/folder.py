@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from posixpath import normpath, splitext
 
-from maavt.clips import BACKGROUND, Clip, Labels
+from maavt.clips import BACKGROUND, SEVERAL, Clip, Labels
 from maavt.errors import UserError
 from maavt.fetch import CONTENT, PERMANENT, Failed
 from maavt.fetch.http import Http
@@ -64,11 +64,15 @@ class _Recording:
 
 
 def labels(params: Params, clips: Sequence[Clip] | None = None) -> Labels:
-    """The classes in the order of their names; background where some second of some clip is outside its events."""
+    """The classes in the order of their names; background where some second of some clip is outside its events. In a
+    table a clip may have several labels, and has them where any has: a folder's name is one label, whatever it is."""
     clips = survey(params).clips if clips is None else clips
     named = {label for clip in clips for label in (clip.label, *(event[0] for event in clip.events))}
+    several = bool(params.folder.table) and any(SEVERAL in label for label in named)
+    named = {part for label in named for part in label.split(SEVERAL)} if several else named
     return Labels(classes=tuple(sorted(named)),
-                  background=any(clip.events or clip.start > 0 or clip.end < WHOLE for clip in clips))
+                  background=any(clip.events or clip.start > 0 or clip.end < WHOLE for clip in clips),
+                  multilabel=several)
 
 
 def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
@@ -103,7 +107,8 @@ def survey(params: Params) -> Survey:
         found, aside = _from_table(root, params, longest, notes)
     else:
         found, aside = _from_folders(root, params)
-    looks = look_at(dict.fromkeys(str(root / recording.name) for recording in found))
+    looks = look_at(dict.fromkeys(str(root / recording.name) for recording in found),
+                    keep=params.shard.missing == "keep")
     taken = []
     for recording in found:
         recording.look = looks[str(root / recording.name)]
@@ -123,7 +128,11 @@ def survey(params: Params) -> Survey:
     if mistakes:
         raise UserError("\n  ".join([f"{len(mistakes)} events that nobody would see:", *mistakes[:20]]))
     _tell_of_length(made, taken, longest, settings.span, notes)
-    if (own := labels(params, made)).background and BACKGROUND in own.classes:
+    if (own := labels(params, made)).background and own.multilabel:
+        raise UserError(f"{settings.table} has clips of several labels ({SEVERAL}) and events with start and end, "
+                        "outside which is background; expected one of the two: leave start and end empty, or cut the "
+                        "events out (folder.span: table with from and to)")
+    if own.background and BACKGROUND in own.classes:
         raise UserError(f"the class {BACKGROUND!r} and the seconds outside all events, which are background too, could "
                         "not be told apart; rename the class, or leave its rows out, which says the same")
     not_taken = sorted((shown(entry.name), entry.reason) for entry in aside)
@@ -295,7 +304,9 @@ def _split(taken: list[_Recording], span: str, longest: int, params: Params, not
     for recording in open_:
         if not recording.look.reason and recording.group not in follow:
             for _, _, rows in _spans(recording, span, longest, settings.overlap):
-                groups[recording.group].update({row.label for row in rows} or {recording.label})
+                named = {row.label for row in rows} or {recording.label}
+                groups[recording.group].update(
+                    {part for label in named for part in (label.split(SEVERAL) if settings.table else [label])})
     chosen = share_out(groups, val=shares.get("val", 0), test=shares.get("test", 0)) | follow
     for recording in open_:
         recording.split = chosen.get(recording.group) or choose_split(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import av
 
@@ -22,21 +23,23 @@ STARTS = {b"\xff\xd8\xff": "a picture", b"\x89PNG": "a picture", b"GIF8": "a pic
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How long a clip is in seconds (picture and sound both), 0 where that cannot be told, or why a file is none."""
+    """How long a clip is in seconds (what it has of picture and sound), 0 where that cannot be told, or why a file is
+    none."""
 
     seconds: float = 0.0
     reason: str = ""
 
 
-def look_at(paths: Iterable[str]) -> dict[str, Look]:
-    """A look at each file, in worker processes of this machine: a cluster need not see the user's folder."""
+def look_at(paths: Iterable[str], *, keep: bool = False) -> dict[str, Look]:
+    """A look at each file, in worker processes of this machine: a cluster need not see the user's folder. With `keep`
+    picture or sound alone is a clip, too."""
     paths = list(paths)
-    found = fan_out(look, paths, workers=default_workers(), time_limit=TIME_LIMIT, tolerant=True)
+    found = fan_out(partial(look, keep=keep), paths, workers=default_workers(), time_limit=TIME_LIMIT, tolerant=True)
     found = progress(found, total=len(paths), label="looking at files", unit="file")
     return {path: Look(reason=result.reason) if isinstance(result, Rejected) else result for path, result in found}
 
 
-def look(path: str) -> Look:
+def look(path: str, *, keep: bool = False) -> Look:
     """One file, by its first bytes, its header and the times of its packets; nothing is decoded."""
     try:
         with open(path, "rb") as file:
@@ -50,7 +53,7 @@ def look(path: str) -> Look:
     try:
         with av.open(f"file:{path}", metadata_errors="ignore",
                      container_options={"protocol_whitelist": "file"}) as container:
-            return _of_container(container)
+            return _of_container(container, keep)
     except Exception:  # whatever FFmpeg or PyAV does with a broken file, it is this file's fault
         return Look(reason="not media")
 
@@ -72,7 +75,7 @@ def _kind(head: bytes) -> str:
     return "" if any(ord(letter) < 9 for letter in text) else "text"
 
 
-def _of_container(container) -> Look:
+def _of_container(container, keep: bool) -> Look:
     if container.format.name in PLAYLISTS:
         return Look(reason="not media")
     if container.format.name.endswith("_pipe") or container.format.name in ("image2", "gif", "apng"):
@@ -84,7 +87,7 @@ def _of_container(container) -> Look:
     if not kinds:
         return Look(reason="not media")
     for kind in ("video", "audio"):
-        if kind not in kinds:
+        if kind not in kinds and not keep:
             return Look(reason=f"no {kind} stream")
     seconds = _seconds(container, streams)
     if 0 < seconds < SHORTEST:
@@ -107,7 +110,7 @@ def _seconds(container, streams: list) -> float:
                 ends[kind] = max(ends.get(kind, 0), (stamp + (packet.duration or 0)) * tick)
     except Exception:  # the end of a damaged file
         pass
-    if len(ends) < 2:
+    if len(ends) < len({stream.type for stream in streams}):
         return header
     begin = min(begins.values()) if container.start_time is None else container.start_time / av.time_base
     return max(float(min(ends.values()) - begin), 0.0)

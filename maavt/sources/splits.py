@@ -8,7 +8,7 @@ on what the last one was trained on.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from maavt.clips import SPLITS, Clip
+from maavt.clips import SPLITS, Clip, Labels
 from maavt.sources.lists import choose_split, fraction
 
 FEW = 3  # groups of a class that are needed for one in every split
@@ -56,12 +56,13 @@ def _shift(own: list[str], chosen: dict[str, str], groups: Mapping[str, Counter]
             here += size
 
 
-def tell(clips: Iterable[Clip]) -> Iterator[str]:
+def tell(clips: Iterable[Clip], labels: Labels) -> Iterator[str]:
     """How many clips each class has in each split, and what of it bodes ill, with what to do."""
     clips = list(clips)
     counts = defaultdict(Counter)
     for clip in clips:
-        counts[clip.label][clip.split] += 1
+        for label in labels.of(clip.label):
+            counts[label][clip.split] += 1
     ranked = sorted(counts, key=lambda label: (counts[label].total(), label))
     width = max(map(len, ranked), default=0)
     yield f"{'clips in':{width}} {'train':>8} {'val':>8} {'test':>8}"
@@ -81,7 +82,8 @@ def tell(clips: Iterable[Clip]) -> Iterator[str]:
     sizes = [counts[label]["train"] for label in ranked]
     if sizes and max(sizes) >= UNEVEN * max(min(sizes), 1):
         yield (f"warning: {max(sizes)} clips to train on of the largest class, {min(sizes)} of the smallest: try "
-               "train.balance: 1, which lets every class count alike, and go by recall_macro_clips, not by accuracy")
+               "train.balance: 1, which lets every class count alike, and go by "
+               f"{'map' if labels.multilabel else 'recall_macro_clips'}, not by accuracy")
 
 
 def _some(labels: list[str]) -> str:

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -76,14 +77,16 @@ class Store:
         """Look again which files are there, after others have put some."""
         self.present = {path for path, _ in _files(self.raw) if not _unfinished(path)}
 
-    def inspect(self, shortest: float) -> None:
-        """Remove new files that are no clips with picture and sound, or shorter than that many seconds."""
+    def inspect(self, shortest: float, *, keep: bool = False) -> None:
+        """Remove new files that are no clips with picture and sound (with `keep`: with either), or shorter than that
+        many seconds."""
         wanted = {clip.path for clip in self.clips}
         new = sorted(path for path in self.present & wanted if self._states.get(path, ("", ""))[0] != OK)
         paths = [(str(self.place(path)), shortest) for path in new]
         if not new:
             return
-        found = fan_out(look_into, paths, time_limit=TIME_LIMIT, label=lambda item: item[0], tolerant=True)
+        found = fan_out(partial(look_into, keep=keep), paths, time_limit=TIME_LIMIT, label=lambda item: item[0],
+                        tolerant=True)
         results = zip(new, found, strict=True)
         for path, (_, result) in progress(results, total=len(new), label="looking into clips", unit="clip"):
             if isinstance(result, Rejected) and result.reason == "failed here":
@@ -121,9 +124,9 @@ class Store:
                 self.budget.give(size)
 
 
-def look_into(item: tuple[str, float]) -> None:
-    """Read the headers of the file item[0], which must last item[1] seconds; raises Rejected. Where they say that it
-    does not, its packets have the last word."""
+def look_into(item: tuple[str, float], *, keep: bool = False) -> None:
+    """Read the headers of the file item[0], which must last item[1] seconds, and have picture and sound, or with `keep`
+    either; raises Rejected. Where they say that it is too short, its packets have the last word."""
     path, shortest = item
     if not os.path.getsize(path):
         raise Rejected("empty file")
@@ -137,7 +140,7 @@ def look_into(item: tuple[str, float]) -> None:
     except (av.FFmpegError, ValueError) as error:
         raise Rejected("not media", str(error)) from None
     for kind in ("video", "audio"):
-        if kind not in kinds:
+        if kind not in kinds and not (keep and kinds & {"video", "audio"}):
             raise Rejected(f"no {kind} stream")
     if 0 < seconds < shortest:
         raise Rejected("too short", f"{seconds:.2f} s of {shortest:g} s")

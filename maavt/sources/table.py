@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from maavt.clips import SPLITS
+from maavt.clips import SEVERAL, SPLITS
 from maavt.errors import UserError
 from maavt.params import Folder
 from maavt.sources.lists import number
@@ -59,6 +59,10 @@ def read_table(root: Path, settings: Folder, longest: int) -> list[Row]:
 
 def _row(where: str, fields: dict, settings: Folder, longest: int) -> Row:
     path, label = (_filled(fields, column, where) for column in ("path", "label"))
+    if SEVERAL in label:
+        label = SEVERAL.join(sorted({part.strip() for part in label.split(SEVERAL)} - {""}))
+        if not label:
+            raise UserError(f"{where}: the labels {fields['label']!r}; expected a name between every two {SEVERAL!r}")
     split = (fields.get("split") or "").strip()
     if split and split not in SPLITS:
         raise UserError(f"{where}: the split {split!r}; expected {', '.join(SPLITS)} or nothing")

@@ -93,13 +93,13 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
             print(summary(store.manifest(otherwise)))
             raise UserError(f"{stopped.reason}\nThe download stopped here; what came is kept, and the same command "
                             f"goes on. The state of each clip is in {folder / 'clips.csv'}")
-        store.inspect(source.SHORTEST)
+        store.inspect(source.SHORTEST, keep=params.shard.missing == "keep")
         store.tidy()
         clips = store.manifest(otherwise)
     write_manifest(folder, clips, _labels(params, clips))
     print(summary(clips))
     if source is own:
-        for line in tell(clip for clip in clips if clip.status == "ok"):
+        for line in tell((clip for clip in clips if clip.status == "ok"), _labels(params, clips)):
             print(line)
     _check_coverage(clips, params, folder)
     return clips

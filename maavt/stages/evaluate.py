@@ -7,11 +7,12 @@ confusion.csv (for the plot) and classes.csv (accuracy of each class).
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from maavt.clips import BACKGROUND
+from maavt.clips import ABSENT, BACKGROUND, SEVERAL
 from maavt.errors import run
 from maavt.measure import scores, vggsounder
 from maavt.models import MODELS
@@ -20,6 +21,7 @@ from maavt.progress import progress
 from maavt.shards.loader import BACKGROUND_LABEL, Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import load_adapter
+from maavt.training.precision import average_precisions, mean_average_precision
 from maavt.training.runtime import Prediction, accuracy, pick_device, place, predict
 from maavt.work import atomic, project_root, write_table
 
@@ -49,32 +51,34 @@ def main(arguments: list[str] | None = None) -> None:
     metrics = {
         "accuracy": accuracy(both),
         **certainty(both),
+        **(precision_metrics(said) if loader.multilabel else {}),
         "accuracy_audio_only": accuracy(audio),
         "accuracy_visual_only": accuracy(visual),
         **(background_metrics(both) if config["background"] else clip_metrics(clips)),
+        **absent_metrics(both),
         "clips": counts["samples"],
         "trained": config["trainable"],
         "epoch": config["epoch"],  # the one that was kept, and what it reached on the validation split
-        "val_accuracy": config["val_accuracy"],
+        **{key: config[key] for key in ("val_accuracy", "val_map") if key in config},
         **retrieval_metrics(config.get("retrieval")),
         "coverage": counts["samples"] / (counts["samples"] + counts["rejected"]),
         **(vggsounder_metrics(labels, said, config["classes"]) if labels else {}),
     }
     folder, classes = data / "eval" / name, [*config["classes"], *([BACKGROUND] if config["background"] else [])]
-    rows = [{"key": p.key, "second": p.second, "label": classes[p.label], "predicted": classes[p.predicted],
+    rows = [{"key": p.key, "second": p.second, "label": named(p.label, classes), "predicted": classes[p.predicted],
              "probability": f"{p.probability:.4f}", "audio_only": classes[a.predicted],
-             "visual_only": classes[v.predicted]} for p, a, v in zip(both, audio, visual, strict=True)]
+             "visual_only": classes[v.predicted], "absent": p.absent}
+            for p, a, v in zip(both, audio, visual, strict=True)]
     write_table(folder / "predictions.csv", rows[0], rows)
     write_table(folder / "predictions_clips.csv", ("key", "label", "predicted", "probability", "pairs"), [
-        {"key": c.key, "label": classes[c.label], "predicted": classes[c.predicted],
+        {"key": c.key, "label": named(c.label, classes), "predicted": classes[c.predicted],
          "probability": f"{c.probability:.4f}", "pairs": c.pairs} for c in clips
     ])
-    pairs = [{key: row[key] for key in ("label", "predicted")} for row in rows]
+    pairs = [{"label": classes[label], "predicted": classes[p.predicted]} for p in both
+             for label in ([p.predicted] if p.right else p.labels)]  # of several labels, the one that is told
     write_table(folder / "confusion.csv", ("label", "predicted"), pairs)
-    write_table(folder / "classes.csv", ("class", "pairs", "accuracy"), [
-        {"class": label, "pairs": len(own), "accuracy": f"{accuracy(own):.4f}" if own else ""}
-        for label in classes for own in [[p for p in both if classes[p.label] == label]]
-    ])
+    rows = class_rows(both, classes, average_precisions(*scored(both)) if loader.multilabel else None)
+    write_table(folder / "classes.csv", rows[0], rows)
     with atomic(folder / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1) + "\n")
     print(f"{name} on {counts['samples']} test clips of {counts['samples'] + counts['rejected']}: "
@@ -85,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def certainty(predictions: list[Prediction]) -> dict[str, float]:
     """The 95 % interval of the accuracy, and how far the probabilities can be believed."""
-    right = [p.predicted == p.label for p in predictions]
+    right = [p.right for p in predictions]
     low, high = scores.accuracy_interval([p.key for p in predictions], right)
     error = scores.calibration_error([p.probability for p in predictions], right)
     return {"accuracy_low": low, "accuracy_high": high, "calibration_error": error}
@@ -98,12 +102,57 @@ def clip_scores(predictions: list[Prediction]) -> list[scores.ClipScore]:
 
 
 def clip_metrics(clips: list[scores.ClipScore]) -> dict[str, float]:
-    """The share of clips that are told, its 95 % interval, and the same with every class counting alike."""
-    right = [clip.predicted == clip.label for clip in clips]
+    """The share of clips that are told, its 95 % interval, and the same with every class counting alike: the recall, or
+    where clips have several labels the average precision."""
+    right = [clip.right for clip in clips]
     low, high = scores.interval(right, [1] * len(clips))
-    recall = scores.macro_recall([clip.label for clip in clips], [clip.predicted for clip in clips])
+    if clips and isinstance(clips[0].label, tuple):
+        alike = {"map_clips": mean_average_precision(*scored(clips))}
+    else:
+        alike = {"recall_macro_clips": scores.macro_recall([clip.label for clip in clips],
+                                                           [clip.predicted for clip in clips])}
     return {"accuracy_clips": sum(right) / max(len(right), 1), "accuracy_clips_low": low, "accuracy_clips_high": high,
-            "recall_macro_clips": recall}
+            **alike}
+
+
+def scored(said: Sequence[Prediction | scores.ClipScore]) -> tuple[np.ndarray, np.ndarray]:
+    """Of N pairs or clips with several labels, these as (N, C), 0 or 1, and their probabilities (N, C)."""
+    probabilities = np.stack([one.classes for one in said])
+    labels = np.zeros_like(probabilities)
+    for row, one in zip(labels, said, strict=True):
+        row[list(one.label)] = 1
+    return labels, probabilities
+
+
+def precision_metrics(said: dict[str, list[Prediction]]) -> dict[str, float]:
+    """The mean average precision with both modalities and with either one alone."""
+    names = {"map": "av", "map_audio_only": "a", "map_visual_only": "v"}
+    return {name: mean_average_precision(*scored(said[given])) for name, given in names.items()}
+
+
+def class_rows(said: list[Prediction], classes: list[str], precisions: np.ndarray | None) -> list[dict]:
+    """How many pairs each class has and how many of them are right, with its average precision where there is one."""
+    rows = []
+    for number, label in enumerate(classes):
+        own = [p for p in said if label in (classes[given] for given in p.labels)]
+        rows.append({"class": label, "pairs": len(own), "accuracy": f"{accuracy(own):.4f}" if own else ""})
+        if precisions is not None:
+            rows[-1]["average_precision"] = f"{precisions[number]:.4f}" if own else ""
+    return rows
+
+
+def named(label: int | tuple[int, ...], classes: list[str]) -> str:
+    """The name of a label, or those of several."""
+    return SEVERAL.join(classes[number] for number in label) if isinstance(label, tuple) else classes[label]
+
+
+def absent_metrics(predictions: list[Prediction]) -> dict[str, float]:
+    """The accuracy of pairs that have both picture and sound, and of those without either one; nothing where all have
+    both."""
+    kinds = {"_with_both" if not kind else f"_without_{kind}": [p for p in predictions if p.absent == kind]
+             for kind in ABSENT}
+    return {f"accuracy{name}": accuracy(own) for name, own in kinds.items() if own} if any(
+        p.absent for p in predictions) else {}
 
 
 def background_metrics(predictions: list[Prediction]) -> dict[str, float]:

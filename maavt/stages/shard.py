@@ -21,7 +21,7 @@ import numpy as np
 import webdataset as wds
 from tqdm import tqdm
 
-from maavt.clips import SPLITS, Clip, Labels, read_manifest
+from maavt.clips import ABSENT, SPLITS, Clip, Labels, read_manifest
 from maavt.errors import UserError, run
 from maavt.media.quality import Quality, near_duplicates
 from maavt.media.rejected import Rejected, explain
@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
         index = shard_clips(clips, labels, raw=raw, folder=folder, params=params)
         publish(folder / "shards", project_root() / "data" / "shards" / params.dataset)
     for split, counts in index["splits"].items():
-        print(f"{params.dataset} {split}: {counts['samples']} clips in shards, {counts['rejected']} rejected")
+        lacking = "".join(f", {counts[f'without_{kind}']} of them without {kind}" for kind in ABSENT[1:]
+                          if counts[f"without_{kind}"])
+        print(f"{params.dataset} {split}: {counts['samples']} clips in shards{lacking}, {counts['rejected']} rejected")
 
 
 def _stamps(raw: Path, clips: list[Clip]) -> list[tuple[int, int]]:
@@ -143,11 +145,13 @@ def _index(shards: list[tuple[str, dict]], clips: list[Clip], labels: Labels, pa
         count, total, squares = (sum(s["spectrogram_sums"][i] for s in stats) for i in range(3))
         pixels, *colours = (sum(s["frame_sums"][i] for s in stats) for i in range(4))
         mean = total / max(count, 1)
+        absent = Counter(values[MEASURED.index("absent")] for s in stats for values in s["quality"].values())
         samples = sum(s["samples"] for s in stats)
         splits[split] = {
             "samples": samples,
             "pairs": sum(s["pairs"] for s in stats),
             "rejected": sum(clip.split == split for clip in clips) - samples,
+            **{f"without_{kind}": absent[kind] for kind in ABSENT[1:]},
             "mean": mean,
             "std": max(squares / max(count, 1) - mean**2, 0.0) ** 0.5,
             "frame_mean": [colour / max(pixels, 1) for colour in colours],

@@ -24,9 +24,10 @@ from maavt.progress import progress
 from maavt.shards.loader import Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import save_adapter, trained_weights
-from maavt.training.augment import augment_sound
+from maavt.training.augment import augment_sound, drop_modality
 from maavt.training.average import Average
 from maavt.training.losses import class_weights, losses, mine_background, whole_batch
+from maavt.training.precision import mean_average_precision
 from maavt.training.processes import ALONE, Team, launch
 from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     name = parser.parse_args(arguments).model
     params = load_params()
     if best := launch(fit, params.train.batch, name, params):
-        print(f"{name}: {best['accuracy']:.3f} of the validation pairs right after epoch {best['epoch']}")
+        print(f"{name}: {best['accuracy']:.3f} of the validation pairs right after epoch {best['epoch']}"
+              + (f", mean average precision {best['map']:.3f}" if best["map"] is not None else ""))
 
 
 def fit(team: Team, name: str, params: Params) -> dict:
@@ -66,7 +68,7 @@ def fit(team: Team, name: str, params: Params) -> dict:
         if team.first:
             save_adapter(folder / "model", training.best["weights"], training.config())
             publish(folder / "model", data / "models" / name)
-        return {key: training.best.get(key) for key in ("epoch", "accuracy")}
+        return {key: training.best.get(key) for key in ("epoch", "accuracy", "map")}
 
 
 class Training:
@@ -90,10 +92,13 @@ class Training:
             spectrogram_mean=index["splits"]["train"]["mean"],
             spectrogram_std=index["splits"]["train"]["std"] or 1.0,
             scaling=index["spectrogram"]["scaling"],
+            frame_mean=tuple(index["splits"]["train"]["frame_mean"]),
         )
-        self.settings = model_settings(name, params, classes=len(index["classes"]), background=index["background"])
+        self.multilabel = loaders["train"].multilabel
+        self.settings = model_settings(name, params, classes=len(index["classes"]), background=index["background"],
+                                       multilabel=self.multilabel)
         self.own = own = getattr(params, name)
-        self.mining = 0.0 if index["background"] else getattr(own, "mining", 0.0)
+        self.mining = 0.0 if index["background"] or self.multilabel else getattr(own, "mining", 0.0)
         self.device = pick_device()
         self.model = place(create_model(name, backbone, self.settings), self.device)
         train_only(self.model, self.model.trained() + self.model.training_only())
@@ -107,7 +112,7 @@ class Training:
         self.scheduler = _schedule(self.optimizer, train, self.epochs, self.steps)
         self.weights = class_weights(loaders["train"].class_pairs(), train.balance).to(self.device) \
             if train.balance else None
-        self.epoch, self.best, self.history = 0, {"accuracy": -1.0}, []
+        self.epoch, self.best, self.history = 0, {"map" if self.multilabel else "accuracy": -1.0}, []
         self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
 
     def run(self) -> None:
@@ -121,9 +126,10 @@ class Training:
                 self.epoch += 1
                 scores = self._train_epoch()
                 with self.average.applied():
-                    scores["val/accuracy"], chance = self._validate()
+                    scores["val/accuracy"], chance, *precision = self._validate()
+                    scores |= {"val/map": precision[0]} if precision else {}
                     if self.team.first:
-                        self._choose(scores["val/accuracy"])
+                        self._choose(scores["val/accuracy"], *precision)
                 if self.team.first:
                     self._keep(scores)
                     _log(live, scores)
@@ -131,7 +137,7 @@ class Training:
             with self.average.applied():
                 self.found["after"] = self._retrieve()
             if self.team.first:  # metrics.json otherwise tells of the last epoch alone
-                live.summary["kept"] = {"epoch": self.best["epoch"], "val_accuracy": self.best["accuracy"]}
+                live.summary["kept"] = {"epoch": self.best["epoch"], **self._reached()}
                 live.make_summary()
 
     def _live(self) -> Live | nullcontext:
@@ -159,12 +165,16 @@ class Training:
         with progress(label=label, unit="pair", total=total, silent=not team.first) as bar:
             for step, batch in enumerate(batches, 1):
                 frames, sound, labels = self.normalise(batch, device)
-                sound = augment_sound(sound, self.params.augment_sound)
+                sound, whole = augment_sound(sound, self.params.augment_sound), None
+                if self.loaders["train"].lacking or train.modality_dropout:
+                    absent = drop_modality(batch.absent, len(labels), train.modality_dropout, generator)
+                    frames, sound = self.normalise.fill(frames, sound, absent)
+                    whole = absent == 0
                 if self.mining:
-                    sound, labels, alone = mine_background(sound, labels, self.mining, generator)
+                    sound, labels, alone = mine_background(sound, labels, self.mining, generator, whole)
                     lone += alone
-                output, labels = whole_batch(self.parallel(frames, sound), labels, team.gather)
-                parts = losses(output, labels, class_weights=self.weights, **self._contrastive(step))
+                output, labels, whole = whole_batch(self.parallel(frames, sound), labels, team.gather, whole)
+                parts = losses(output, labels, whole=whole, class_weights=self.weights, **self._contrastive(step))
                 self.optimizer.zero_grad(set_to_none=True)
                 parts.total.backward()
                 if train.clip:
@@ -175,7 +185,7 @@ class Training:
                 pairs += len(labels)
                 sums += torch.stack([*(part.detach() * len(labels) for part in
                                        (parts.total, parts.classes, parts.background, parts.contrastive, parts.chance)),
-                                     (output.predicted() == labels).sum()])
+                                     _right(output.predicted(), labels)])
                 if team.first and (step % 10 == 0 or step == self.steps):  # reading waits for the device
                     bar.set_postfix(loss=f"{sums[0].item() / pairs:.3f}", accuracy=f"{sums[5].item() / pairs:.3f}",
                                     refresh=False)
@@ -199,29 +209,43 @@ class Training:
         return {"same_class": self.own.same_class, "contrastive_weight": self.own.contrastive_weight if begun else 0.0,
                 "stream_weight": self.own.stream_weight}
 
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> tuple[float, ...]:
         """The strict accuracy over the validation pairs of all processes, and what always saying the most frequent
-        label would reach by luck at most (two deviations over its share)."""
-        batches = self.loaders["val"].in_order(self.team.rank, self.team.ranks)
-        told = predict(self.model, batches, self.normalise, background=self.index["background"])
-        counts = torch.zeros(len(self.index["classes"]) + 2, device=self.device)  # right ones, each class, background
-        for prediction in told:
-            counts[0] += prediction.predicted == prediction.label
-            counts[1 + prediction.label if prediction.label >= 0 else -1] += 1
-        right, *labels = self.team.sum(counts).tolist()
-        pairs = max(sum(labels), 1)
+        label would reach by luck at most (two deviations over its share); where clips have several labels, also the
+        mean average precision."""
+        val, team = self.loaders["val"], self.team
+        told = predict(self.model, val.in_order(team.rank, team.ranks), self.normalise,
+                       background=self.index["background"])
+        classes = len(self.index["classes"])
+        counts = torch.zeros(classes + 2, device=self.device)  # right ones, each class, background
+        said = torch.zeros(2, val.pairs, classes, device=self.device) if self.multilabel else None  # labels, scores
+        for row, prediction in enumerate(told, val.pairs * team.rank // team.ranks):
+            counts[0] += prediction.right
+            for label in prediction.labels:
+                counts[1 + label if label >= 0 else -1] += 1
+            if self.multilabel:
+                said[0, row, list(prediction.labels)] = 1
+                said[1, row] = torch.from_numpy(prediction.classes)
+        right, *labels = team.sum(counts).tolist()
+        pairs = max(val.pairs, 1)
         share = max(labels) / pairs
-        return right / pairs, share + 2 * (share * (1 - share) / pairs) ** 0.5
+        precision = [mean_average_precision(*team.sum(said).cpu().numpy())] if self.multilabel else []
+        return right / pairs, share + 2 * (share * (1 - share) / pairs) ** 0.5, *precision
 
     def _retrieve(self) -> dict | None:
         """How well the sounds of the validation split find their pictures now."""
         return retrieval(self.model, self.loaders["val"].in_order(), self.normalise) if self.team.first else None
 
-    def _choose(self, accuracy: float) -> None:
-        """Hold on to the epoch if it is the best so far."""
-        if accuracy > self.best["accuracy"]:
+    def _choose(self, accuracy: float, precision: float | None = None) -> None:
+        """Hold on to the epoch if it is the best so far, by its mean average precision where there is one."""
+        found = {"accuracy": accuracy} | ({} if precision is None else {"map": precision})
+        if any(found[key] > self.best[key] for key in [*found][-1:]):
             weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
-            self.best = {"accuracy": accuracy, "epoch": self.epoch, "weights": weights}
+            self.best = {**found, "epoch": self.epoch, "weights": weights}
+
+    def _reached(self) -> dict[str, float]:
+        """What the kept epoch reached on the validation split."""
+        return {f"val_{key}": self.best[key] for key in ("accuracy", "map") if key in self.best}
 
     def _warn(self, accuracy: float, chance: float) -> None:
         """Say once, after a third of the epochs, when nothing was learned that holds for other pairs."""
@@ -276,6 +300,7 @@ class Training:
             "dataset": self.index["dataset"],
             "classes": self.index["classes"],
             "background": self.index["background"],
+            "multilabel": self.multilabel,
             "spectrogram": self.index["spectrogram"],
             "frame_size": self.index["frame_size"],
             "augment": self.params.augment[self.index["dataset"]],
@@ -285,9 +310,14 @@ class Training:
             "train": asdict(self.params.train) | {"epochs": self.epochs},
             "seed": self.params.seed,
             "epoch": self.best["epoch"],
-            "val_accuracy": self.best["accuracy"],
+            **self._reached(),
             "retrieval": self.found if self.found["after"] else None,
         }
+
+
+def _right(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How many predictions (B,) are the label, or one of several."""
+    return (predicted == labels).sum() if labels.dim() == 1 else labels.gather(1, predicted[:, None]).sum()
 
 
 def _groups(model: torch.nn.Module, own: object, rate: float) -> list[dict]:

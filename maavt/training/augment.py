@@ -1,4 +1,4 @@
-"""What training does to spectrograms on the device, on top of what the loader does to pictures.
+"""What training does to spectrograms and whole modalities on the device, after what the loader does to pictures.
 
 B pairs, S image size; a spectrogram is (S, S), time first, standardised: 0 is the training set's mean.
 """
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
+from maavt.clips import ABSENT
 from maavt.params import AugmentSound
 
 
@@ -31,3 +32,14 @@ def augment_sound(sound: Tensor, settings: AugmentSound) -> Tensor:
         if round(width):
             upright = mask(round(width), iid_masks=True)(upright)
     return upright[:, 0].mT
+
+
+def drop_modality(absent: Tensor | None, pairs: int, share: float, generator: torch.Generator) -> Tensor:
+    """Which modality each of the pairs is without (B,), as in Batch, when about `share` of those that have both lose
+    one at random. Nothing here waits for the device."""
+    device = generator.device
+    absent = torch.zeros(pairs, dtype=torch.uint8, device=device) if absent is None else absent.to(
+        device, non_blocking=True)
+    drawn, which = torch.rand(2, pairs, generator=generator, device=device)
+    lost = torch.where(which < 0.5, ABSENT.index("sound"), ABSENT.index("picture")).to(torch.uint8)
+    return torch.where((absent == 0) & (drawn < share), lost, absent)

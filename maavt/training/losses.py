@@ -34,10 +34,12 @@ class Losses:
                 + self.stream_weight * self.streams)
 
 
-def losses(output: Output, labels: Tensor, *, class_weights: Tensor | None = None, same_class: str = "negatives",
-           contrastive_weight: float = 1.0, stream_weight: float = 0.0) -> Losses:
-    """The loss of a batch. `labels` (B,): the class, or -1 for background. `class_weights` are (C,), or (C + 1,) where
-    background is one more class.
+def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, class_weights: Tensor | None = None,
+           same_class: str = "negatives", contrastive_weight: float = 1.0, stream_weight: float = 0.0) -> Losses:
+    """The loss of a batch. `labels` (B,): the class, or -1 for background; or of pairs with several labels (B, C), 1 or
+    0: then the class loss is a binary cross-entropy, summed over the classes as in a softmax. `whole` (B,): which pairs
+    have both picture and sound; the others have no part in the contrastive loss, nor in that of each stream alone.
+    `class_weights` are (C,), or (C + 1,) where background is one more class.
 
     Where background is one more class of the softmax, the class loss is the cross-entropy over all pairs. Else class
     and contrastive losses are means over the foreground pairs alone; in a batch without any they are 0.
@@ -45,23 +47,33 @@ def losses(output: Output, labels: Tensor, *, class_weights: Tensor | None = Non
     """
     if output.one_softmax:
         return _one_softmax(output, labels, class_weights)
-    foreground = labels >= 0
+    foreground = _foreground(labels)
     zero = output.logits.new_zeros(())
     background = zero
     if output.background is not None:
         background = F.binary_cross_entropy_with_logits(output.background, (~foreground).float())
-    compared = [contrastive(visual, audio, labels, same_class) for visual, audio in output.projections or ()]
-    counted = foreground if class_weights is None else foreground * class_weights[labels.clamp(min=0)]
+    aligned = labels
+    if whole is not None:
+        aligned = labels.masked_fill(~whole, -1) if labels.dim() == 1 else labels * whole[:, None]
+    compared = [contrastive(visual, audio, aligned, same_class) for visual, audio in output.projections or ()]
+    counted = torch.ones_like(labels[:, 0], dtype=torch.bool) if labels.dim() > 1 else foreground
+    if labels.dim() == 1 and class_weights is not None:
+        counted = foreground * class_weights[labels.clamp(min=0)]
 
-    def classes(logits: Tensor) -> Tensor:
-        return _mean(F.cross_entropy(logits, labels.clamp(min=0), reduction="none"), counted)
+    def classes(logits: Tensor, counted: Tensor) -> Tensor:
+        if labels.dim() > 1:
+            each = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=class_weights, reduction="none").sum(1)
+        else:
+            each = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+        return _mean(each, counted)
 
+    alone = counted if whole is None else counted * whole
     return Losses(
-        classes=classes(output.logits),
+        classes=classes(output.logits, counted),
         background=background,
         contrastive=torch.stack(compared).mean() if compared else zero,
-        chance=contrastive_chance(labels, same_class) if compared else zero,
-        streams=torch.stack([classes(alone) for alone in output.streams]).mean() if output.streams else zero,
+        chance=contrastive_chance(aligned, same_class) if compared else zero,
+        streams=torch.stack([classes(stream, alone) for stream in output.streams]).mean() if output.streams else zero,
         contrastive_weight=contrastive_weight,
         stream_weight=stream_weight,
     )
@@ -75,20 +87,24 @@ def class_weights(pairs: Sequence[int], balance: float) -> Tensor:
     return weights * pairs.sum() / (weights * pairs).sum()
 
 
-def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tensor]], list[Tensor]]
-                ) -> tuple[Output, Tensor]:
-    """What the model says of a share of a batch, and its labels, as those of the whole batch: the loss is a matter of
-    all its pairs. `gather` makes (B, F) each of tensors (b, F)."""
-    columns = [labels[:, None], output.logits]
+def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tensor]], list[Tensor]],
+                whole: Tensor | None = None) -> tuple[Output, Tensor, Tensor | None]:
+    """What the model says of a share of a batch, its labels, and which pairs have both picture and sound (b,), as those
+    of the whole batch: the loss is a matter of all its pairs. `gather` makes (B, F) each of tensors (b, F)."""
+    columns = [labels.view(len(labels), -1), output.logits]
+    several = labels.dim() > 1
+    columns += [] if whole is None else [whole[:, None]]
     columns += [] if output.background is None else [output.background[:, None]]
     columns += output.streams or []
     columns += [projected for pair in output.projections or () for projected in pair]
     labels, logits, *rest = gather(columns)
+    whole = None if whole is None else rest.pop(0)[:, 0].detach().bool()
     background = None if output.background is None else rest.pop(0)[:, 0]
     streams = [rest.pop(0) for _ in output.streams or ()] or None
     projections = output.projections and list(zip(rest[::2], rest[1::2], strict=True))
-    labels = labels[:, 0].detach().long()  # exact in float32 too, up to 2**24 classes
-    return replace(output, logits=logits, background=background, projections=projections, streams=streams), labels
+    labels = labels.detach() if several else labels[:, 0].detach().long()  # exact in float32 too, up to 2**24 classes
+    return (replace(output, logits=logits, background=background, projections=projections, streams=streams), labels,
+            whole)
 
 
 def _one_softmax(output: Output, labels: Tensor, weights: Tensor | None) -> Losses:
@@ -102,16 +118,16 @@ def _one_softmax(output: Output, labels: Tensor, weights: Tensor | None) -> Loss
 def contrastive(visual: Tensor, audio: Tensor, labels: Tensor, same_class: str = "negatives") -> Tensor:
     """Symmetric InfoNCE at temperature 0.07 between two sets of unit vectors (B, P), over foreground pairs alone.
 
-    Other pairs of a pair's class are `negatives` (the paper), `left_out`, or `positives` as well (Khosla et al.,
-    NeurIPS 2020: the mean over all of them).
+    Other pairs of a pair's class, or that have one of its several labels, are `negatives` (the paper), `left_out`, or
+    `positives` as well (Khosla et al., NeurIPS 2020: the mean over all of them).
     """
-    foreground = labels >= 0
+    foreground = _foreground(labels)
     similarity = visual @ audio.T / TEMPERATURE  # (B, B)
     similarity = similarity.masked_fill(~_candidates(labels, same_class), float("-inf"))
     similarity = similarity.masked_fill(torch.diag(~foreground), 0.0)  # a row of background alone: finite, not counted
     rows, columns = similarity.log_softmax(1), similarity.log_softmax(0)
     if same_class == "positives":
-        alike = (labels[:, None] == labels) & foreground  # as many in a row as in its column
+        alike = _alike(labels) & foreground  # as many in a row as in its column
         rows, columns = (torch.where(alike, part, 0).sum(side) / alike.sum(1).clamp(min=1)
                          for side, part in ((1, rows), (0, columns)))
     else:
@@ -121,28 +137,42 @@ def contrastive(visual: Tensor, audio: Tensor, labels: Tensor, same_class: str =
 
 def contrastive_chance(labels: Tensor, same_class: str = "negatives") -> Tensor:
     """The contrastive loss of projections that are all alike."""
-    return _mean(_candidates(labels, same_class).sum(1).clamp(min=1).log(), labels >= 0)
+    return _mean(_candidates(labels, same_class).sum(1).clamp(min=1).log(), _foreground(labels))
+
+
+def _foreground(labels: Tensor) -> Tensor:
+    """(B,): which pairs have a label."""
+    return labels >= 0 if labels.dim() == 1 else labels.any(1)
+
+
+def _alike(labels: Tensor) -> Tensor:
+    """(B, B): which pairs have the same label, or one of several in common."""
+    return labels[:, None] == labels if labels.dim() == 1 else labels @ labels.T > 0
 
 
 def _candidates(labels: Tensor, same_class: str) -> Tensor:
     """(B, B): among which pairs each one is to find its own."""
-    foreground = labels >= 0
+    foreground = _foreground(labels)
     candidates = foreground[:, None] & foreground
     if same_class == "left_out":
-        candidates &= (labels[:, None] != labels).fill_diagonal_(True)
+        candidates &= (~_alike(labels)).fill_diagonal_(True)
     return candidates
 
 
 def mine_background(
-    spectrograms: Tensor, labels: Tensor, share: float, generator: torch.Generator
+    spectrograms: Tensor, labels: Tensor, share: float, generator: torch.Generator, whole: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Foreground mining: about `share` of the pairs get the sound of another class's pair and the label -1.
+    """Foreground mining: about `share` of the pairs get the sound of another class's pair and the label -1. Pairs that
+    are not `whole`, having no sound or no picture, neither get nor give any.
 
     (B, S, S) and (B,) -> the same, and how many chosen pairs had no pair of another class beside them and stayed
     as they were (a scalar on the device). Partners come from the batch; nothing waits for the device.
     """
     chosen = torch.rand(labels.shape, generator=generator, device=labels.device) < share
     other = labels[:, None] != labels  # (B, B)
+    if whole is not None:
+        chosen &= whole
+        other &= whole
     draw = torch.rand(other.shape, generator=generator, device=labels.device)
     partner = draw.masked_fill(~other, -1.0).argmax(1)
     possible = other.any(1)

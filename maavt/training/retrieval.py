@@ -26,7 +26,9 @@ def retrieval(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser)
         projections = model(frames, sound).projections
         if projections is None:
             return None
-        kept = labels >= 0
+        kept = labels >= 0 if labels.dim() == 1 else labels.any(1)
+        if batch.absent is not None:
+            kept &= (batch.absent == 0).to(device)
         found.append([(visual[kept].float(), audio[kept].float()) for visual, audio in projections])
         pairs += len(batch.keys)
         if pairs >= MOST:

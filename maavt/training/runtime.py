@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maavt.clips import ABSENT
 from maavt.errors import UserError
 from maavt.shards.loader import Batch
 from maavt.work import keep_freed
@@ -56,7 +57,8 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 class Normaliser:
     """Batches -> what a model reads. `image_mean` and `image_std` are the backbone's own, for pixels of 0 to 1;
     spectrograms are standardised by the training set's mean and twice its standard deviation (NOTES, AVE), or with
-    the scaling `sample` each by its own mean and deviation (VGGSound, CREMA-D)."""
+    the scaling `sample` each by its own mean and deviation (VGGSound, CREMA-D). Where sound or picture is absent, the
+    mean stands in: of a picture `frame_mean`, the training set's mean colour of 0 to 255."""
 
     image_size: int
     image_mean: tuple[float, ...]
@@ -64,6 +66,7 @@ class Normaliser:
     spectrogram_mean: float
     spectrogram_std: float
     scaling: str = "dataset"
+    frame_mean: tuple[float, ...] = (127.5, 127.5, 127.5)
 
     def __call__(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Frames (B, 3, S, S), spectrograms (B, S, S) and labels (B,) on the device; copies do not block."""
@@ -85,7 +88,17 @@ class Normaliser:
         elif frames.shape[-1] != self.image_size:
             frames = F.interpolate(frames.float(), (self.image_size, self.image_size), mode="bilinear", antialias=True,
                                    align_corners=False)
-        return (frames - mean) / std, sound, labels
+        frames = (frames - mean) / std
+        if batch.absent is not None:
+            frames, sound = self.fill(frames, sound, batch.absent.to(device, non_blocking=True))
+        return frames, sound, labels
+
+    def fill(self, frames: Tensor, sound: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised frames (B, 3, S, S) and sound (B, S, S) with the mean where `absent` (B,) says so."""
+        mean, std, colour = (_pixel(tuple(values), frames.device) for values in (
+            self.image_mean, self.image_std, [value / 255 for value in self.frame_mean]))
+        unseen, unheard = ((absent == ABSENT.index(kind))[:, None, None] for kind in ("picture", "sound"))
+        return torch.where(unseen[:, None], (colour - mean) / std, frames), sound.masked_fill(unheard, 0)
 
 
 @lru_cache
@@ -106,15 +119,27 @@ def _cut(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
 @dataclass(frozen=True)
 class Prediction:
     """Of one pair: classes are numbers, -1 is background; probabilities are of the class head and of background,
-    `classes` (C,) those of the class head alone."""
+    `classes` (C,) those of the class head alone. Where clips have several labels, `label` holds all of them, and the
+    strongest class is predicted."""
 
     key: str
     second: float
-    label: int
+    label: int | tuple[int, ...]
     predicted: int
     best_class: int
     probability: float
     classes: np.ndarray | None = field(default=None, repr=False, compare=False)
+    absent: str = ""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """All labels, be it one."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
+
+    @property
+    def right(self) -> bool:
+        """Whether what is predicted, background included, is the label, or one of several."""
+        return self.predicted in self.labels
 
 
 @torch.inference_mode()
@@ -141,12 +166,15 @@ def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *
         if background:
             predicted = output.predicted()
             chance = torch.where(predicted < 0, empty, chance * (1 - empty))
-        rows = zip(batch.keys, batch.seconds, batch.labels.tolist(), predicted.tolist(), best.tolist(),
-                   chance.tolist(), classes.float().cpu().numpy(), strict=True)
+        absent = [0] * len(batch.keys) if batch.absent is None else batch.absent.tolist()
+        labels = batch.labels.tolist() if batch.labels.dim() == 1 else [
+            tuple(row.nonzero()[:, 0].tolist()) for row in batch.labels]
+        rows = zip(batch.keys, batch.seconds, labels, predicted.tolist(), best.tolist(),
+                   chance.tolist(), classes.float().cpu().numpy(), map(ABSENT.__getitem__, absent), strict=True)
         yield from (Prediction(*row) for row in rows)
 
 
 def accuracy(predictions: Iterable[Prediction]) -> float:
     """The strict accuracy: the share of pairs whose final prediction, background included, is right."""
-    right = [prediction.predicted == prediction.label for prediction in predictions]
+    right = [prediction.right for prediction in predictions]
     return sum(right) / max(len(right), 1)

@@ -8,6 +8,7 @@ from maavt import errors
 from maavt.commands import probe
 from tests.conftest import ROOT
 from tests.media.test_decode import CLIPS, VERDICTS, grey, tone, write_clip
+from tests.sources.common import write_media
 
 
 def run(*arguments) -> int:
@@ -51,6 +52,17 @@ def test_files_are_judged_by_the_recipe_of_a_data_set_where_one_is_named(tmp_pat
     path = write_clip(tmp_path / "a.mkv", [grey(0)] * 30)
     assert run(path) == 0 and run(path, "--dataset", "synth") == 1
     assert lines(capsys)[1]["detail"].endswith("expected 5 s at least")
+
+
+def test_what_is_absent_is_named_where_such_files_can_be_used(tmp_path, capsys):
+    paths = [write_media(tmp_path / "a.mp3", seconds=3, picture=None, sound="mp3"),
+             write_media(tmp_path / "b.mp4", seconds=3, sound=None), write_media(tmp_path / "c.mp4", seconds=3)]
+    assert run(*paths) == 1 and run(*paths, "--missing", "keep") == 0
+    *rejected, whole, song, film, same = lines(capsys)
+    assert [verdict["reason"] for verdict in rejected] == ["no video stream", "no audio stream"]
+    assert (song["absent"], song["frames"], song["audio_seconds"]) == ("picture", 0, pytest.approx(3, abs=0.1))
+    assert (film["absent"], film["frames"], film["audio_seconds"]) == ("sound", 3, 0)
+    assert same == whole and "absent" not in whole
 
 
 def test_files_that_are_none_are_verdicts_too(tmp_path, capsys):

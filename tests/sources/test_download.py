@@ -18,7 +18,7 @@ from maavt.sources.lists import WHOLE
 from maavt.sources.store import Store, summary
 from maavt.stages import download
 from tests.server import Fault
-from tests.sources.common import ROOT, contents, make_project
+from tests.sources.common import ROOT, contents, make_project, write_media
 from tests.sources.test_cremad import NAMES, GitLab, files, rows  # noqa: F401 (fixtures)
 from tests.sources.test_vggsound import VggSound, raw
 
@@ -162,7 +162,7 @@ def test_a_journal_that_a_kill_cut_off_is_read_up_to_there(tmp_path):
             'permanent: gone, "really"', "transient: HTTP 500", "unknown"]
 
 
-def fail(item):
+def fail(item, **_):
     raise ZeroDivisionError("a mistake of ours")
 
 
@@ -176,6 +176,18 @@ def test_a_mistake_of_ours_costs_no_file(tmp_path, monkeypatch):
         monkeypatch.setattr("maavt.sources.store.look_into", fail)
         store.inspect(shortest=0.5)
         assert store.manifest("unknown") == clips and all(store.place(clip.path).exists() for clip in clips)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_has_sound_or_picture_alone_is_removed_unless_it_is_to_be_kept(tmp_path, keep):
+    clips = many(2)
+    with Store(tmp_path, clips, Budget(tmp_path)) as store:
+        for clip, lacking in zip(clips, ("sound", "picture"), strict=True):
+            write_media(store.place(clip.path), seconds=1, **{lacking: None})
+            store.note(clip.path)
+        store.inspect(shortest=0.5, keep=keep)
+        assert [clip.reason for clip in store.manifest("")] == (
+            ["", ""] if keep else ["content: no audio stream", "content: no video stream"])
 
 
 def test_only_failures_that_may_pass_are_tried_again_unless_asked(tmp_path):

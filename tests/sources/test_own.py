@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maavt.clips import read_manifest
+from maavt.clips import Clip, Labels, read_manifest
 from maavt.errors import UserError
 from maavt.fetch.tree import fingerprint, shown
 from maavt.shards.loader import Loader
@@ -212,6 +212,8 @@ def table(root: Path, text: str, **settings):
     ("path,label,start,end,split\na.mp4,a,0,2,val\na.mp4,b,3,4,test\n", "has the split 'test', but 'val' in line 2"),
     ("path,label,start,end\nlong.mp4,a,13,14\n", "line 2: the event goes on to 14 s, but of each clip the first 10 s"),
     ("path,label,start,end\na.mp4,background,0,2\n", "could not be told apart; rename the class"),
+    ("path,label,start,end\na.mp4,a;b,0,2\n", "clips of several labels .;. and events with start and end"),
+    ("path,label\na.mp4, ; \n", "line 2: the labels '; '; expected a name"),
 ])
 def test_what_a_table_gets_wrong_is_named(tmp_path, text, message):
     write_media(tmp_path / "a.mp4")
@@ -232,6 +234,26 @@ def test_events_of_a_recording_are_rows_and_their_seconds_are_labelled_each(tmp_
     assert found.notes == ["columns of clips.csv that nothing reads: note",
                            f"warning: 2 files of clips.csv are not in {tmp_path}: c.mp4, d.mp4",
                            "1 files are not taken: 1 the table"]
+
+
+def test_a_clip_has_several_labels_where_a_table_says_so_and_a_folder_has_one_name(tmp_path):
+    for name in ("1.mp4", "2.mp4", "3.mp4"):
+        write_media(tmp_path / "x; y" / name, seconds=1)
+    settings = {"root": str(tmp_path), "table": "clips.csv"}
+    found = table(tmp_path, "path,label\nx; y/1.mp4,dog\nx; y/2.mp4,dog; cat\nx; y/3.mp4,cow;dog;\n").clips
+    assert [clip.label for clip in found] == ["dog", "cat;dog", "cow;dog"]
+    assert folder.labels(params(dataset="folder", folder=settings)) == Labels(
+        classes=("cat", "cow", "dog"), background=False, multilabel=True)
+    assert folder.labels(params(dataset="folder", folder={"root": str(tmp_path)})) == Labels(
+        classes=("x; y",), background=False)
+
+
+def test_each_of_several_labels_is_counted_and_shared_out():
+    clips = [Clip(key=str(number), path="", label=label, split=split, start=0, end=1, source="")
+             for number, (label, split) in enumerate([("a;b", "train"), ("b", "val"), ("a;b", "test")])]
+    lines = list(tell(clips, Labels(classes=("a", "b"), background=False, multilabel=True)))
+    assert [line.split() for line in lines[1:3]] == [["a", "1", "0", "1"], ["b", "1", "1", "1"]]
+    assert "no clip in val of a:" in lines[3]
 
 
 def test_recordings_are_cut_into_windows_that_stay_in_one_split(tmp_path, project):
@@ -305,12 +327,10 @@ def test_a_changed_folder_is_another_input_and_an_unchanged_one_is_the_same(tmp_
 
 
 def test_uneven_classes_are_told_with_what_to_do():
-    from maavt.clips import Clip
-
     clips = [Clip(key=f"{label}{number}", path="", label=label, split=split, start=0, end=1, source="")
              for label, count in (("many", 50), ("few", 4)) for number in range(count)
              for split in ("train", "val", "test")]
-    lines = list(tell(clips))
+    lines = list(tell(clips, Labels(classes=("few", "many"), background=False)))
     assert lines[1].split() == ["few", "4", "4", "4"] and len(lines) == 4
     assert "50 clips to train on of the largest class, 4 of the smallest: try train.balance: 1" in lines[3]
 

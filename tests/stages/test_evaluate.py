@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,17 @@ def test_silence_is_the_mean_spectrogram_and_blank_the_mean_picture():
     list(predict(model, [BATCH], NORMALISE, background=True, blank=torch.tensor([25.5, 51.0, 76.5])))
     torch.testing.assert_close(model.seen, torch.zeros(2, 3, 4, 4), atol=1e-6, rtol=0)
     assert (model.heard != 0).all()
+
+
+def test_the_mean_stands_in_for_what_is_absent():
+    model = Echo()
+    batch, normalise = replace(BATCH, absent=torch.tensor([1, 2], dtype=torch.uint8)), replace(
+        NORMALISE, frame_mean=(25.5, 51.0, 204.0))
+    found = list(predict(model, [batch], normalise, background=True))
+    assert (model.heard[0] == 0).all() and (model.heard[1] == 2).all()
+    torch.testing.assert_close(model.seen[1, :, 3, 2], torch.tensor([0, 0, 1.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.seen[0, :, 0, 0], torch.tensor([0.2, 0.0, -0.2]), atol=1e-6, rtol=0)
+    assert [p.absent for p in found] == ["sound", "picture"]
 
 
 def test_the_binary_head_decides_where_the_data_set_labels_background_and_only_there():

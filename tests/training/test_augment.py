@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maavt.params import AugmentSound
-from maavt.training.augment import augment_sound
+from maavt.training.augment import augment_sound, drop_modality
 
 NOTHING = AugmentSound(time_mask=0, frequency_mask=0, shift=0, gain=0, noise=0)
 
@@ -50,3 +50,13 @@ def test_gain_adds_the_same_to_a_whole_spectrogram_and_noise_does_not():
     louder, noisier = changed(SOUND, gain=0.5) - SOUND, changed(SOUND, noise=0.5) - SOUND
     assert louder.flatten(1).std(1).max() < 1e-4 and noisier.flatten(1).std(1).max() < 0.6
     assert 0.1 < louder.mean((1, 2)).std() < 1.5 and noisier.mean((1, 2)).abs().max() < 0.2
+
+
+def test_the_asked_share_of_pairs_that_have_both_loses_one_of_them_at_random_as_the_generator_says():
+    absent = torch.tensor([0, 0, 0, 1, 2], dtype=torch.uint8).repeat(1000)
+    found, again = (drop_modality(absent, 5000, 0.3, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(found, again) and torch.equal(found[absent > 0], absent[absent > 0])
+    counts = torch.bincount(found[absent == 0].long(), minlength=3) / 3000
+    torch.testing.assert_close(counts, torch.tensor([0.7, 0.15, 0.15]), atol=0.03, rtol=0)
+    assert not drop_modality(None, 5, 0.0, torch.Generator()).any()
+    assert drop_modality(None, 5, 1.0, torch.Generator()).all()

@@ -13,6 +13,7 @@ from maavt.training.losses import (
     contrastive_chance,
     losses,
     mine_background,
+    whole_batch,
 )
 
 
@@ -162,3 +163,58 @@ def test_a_batch_of_one_class_is_left_as_it_is_and_counted():
 def test_nothing_is_mined_at_share_zero_and_everything_possible_at_share_one():
     assert mine([0, 1, 2], 0.0, 0)[1] == [0, 1, 2]
     assert mine([0, 1, 2], 1.0, 0)[1] == [-1, -1, -1]
+
+
+def test_a_pair_without_sound_or_picture_has_no_part_in_the_contrastive_loss_but_in_that_of_the_classes():
+    labels, whole = torch.tensor([0, 1, 0, 2]), torch.tensor([True, False, True, True])
+    logits, visual, audio = torch.randn(4, 3), unit(4, 1).float(), unit(4, 2).float()
+    parts = losses(Output(logits, projections=[(visual, audio)]), labels, whole=whole)
+    alone = losses(Output(logits[whole], projections=[(visual[whole], audio[whole])]), labels[whole])
+    torch.testing.assert_close(parts.contrastive, alone.contrastive)
+    torch.testing.assert_close(parts.chance, alone.chance)
+    torch.testing.assert_close(parts.classes, torch.nn.functional.cross_entropy(logits, labels))
+
+
+def test_pairs_without_sound_or_picture_are_not_mined_nor_partners():
+    whole = torch.tensor([True, False, True, False])
+    for seed in range(20):
+        sound, mined, lone = mine_background(numbered([0, 1, 2, 3]), torch.arange(4), 1.0,
+                                             torch.Generator().manual_seed(seed), whole)
+        assert sound.flatten().tolist() == [2, 1, 0, 3] and mined.tolist() == [-1, 1, -1, 3] and not lone
+
+
+SEVERAL = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 1, 1]])
+
+
+def test_the_class_loss_of_pairs_with_several_labels_is_a_yes_or_no_of_each_class():
+    logits = torch.tensor([[2.0, -1, 0]] * 4)
+    yes, no = -torch.nn.functional.logsigmoid(logits), -torch.nn.functional.logsigmoid(-logits)
+    parts = losses(Output(logits, multilabel=True), SEVERAL)
+    torch.testing.assert_close(parts.classes, torch.where(SEVERAL > 0, yes, no).sum(1).mean())
+    assert parts.background == parts.contrastive == 0
+    weighted = losses(Output(logits), SEVERAL, class_weights=torch.tensor([1.0, 2, 3]))
+    expected = torch.where(SEVERAL > 0, yes * torch.tensor([1, 2, 3]), no).sum(1).mean()
+    torch.testing.assert_close(weighted.classes, expected)
+
+
+@pytest.mark.parametrize("same", ["negatives", "left_out", "positives"])
+def test_pairs_with_a_label_in_common_are_of_the_same_class_to_the_contrastive_loss(same):
+    visual, audio = unit(4, 1), unit(4, 2)
+    alike = [[0, 2, 3], [1, 3], [0, 2], [0, 1, 3]]  # those that share a label with each
+    total = 0.0
+    for queries, keys in ((visual, audio), (audio, visual)):
+        for i in range(4):
+            scores = (queries[i] @ keys.T / TEMPERATURE).exp()
+            among = [j for j in range(4) if same != "left_out" or j == i or j not in alike[i]]
+            own = alike[i] if same == "positives" else [i]
+            total -= sum((scores[j] / scores[among].sum()).log().item() for j in own) / len(own) / 8
+    assert contrastive(visual, audio, SEVERAL.double(), same).item() == pytest.approx(total)
+
+
+def test_several_labels_and_what_is_whole_come_back_from_the_other_processes():
+    whole = torch.tensor([True, False, True, True])
+    doubled = lambda columns: [column.float().repeat(2, 1) for column in columns]  # noqa: E731
+    output, labels, both = whole_batch(Output(torch.randn(4, 3), multilabel=True), SEVERAL, doubled, whole)
+    assert output.multilabel and torch.equal(labels, SEVERAL.repeat(2, 1)) and torch.equal(both, whole.repeat(2))
+    _, labels, both = whole_batch(Output(torch.randn(4, 3)), torch.arange(4), doubled)
+    assert labels.tolist() == [0, 1, 2, 3] * 2 and both is None

@@ -53,7 +53,7 @@ def losses_and_gradients(team: Team) -> list[dict[str, torch.Tensor]]:
             frames, sound = torch.randn(6, 3, 32, 32), torch.randn(6, 32, 32)
             mine = slice(*(6 * number // team.ranks for number in (team.rank, team.rank + 1)))
             labels = torch.tensor(labels)
-            output, labels = whole_batch(parallel(frames[mine], sound[mine]), labels[mine], team.gather)
+            output, labels, _ = whole_batch(parallel(frames[mine], sound[mine]), labels[mine], team.gather)
             parts = losses(output, labels)
             model.zero_grad()
             parts.total.backward()
