@@ -8,28 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.conftest import GIT, ROOT, tiny_settings
+from tests.conftest import GIT
+from tests.conftest import clone as clone_of_the_tree
 
 ENV = os.environ | GIT | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """The files of the working tree that git would take, as a repository of their own."""
-    folder = tmp_path_factory.mktemp("end to end") / "my project"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
-                            capture_output=True, text=True).stdout.split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_settings()))
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "start"]):
-        subprocess.run(["git", *command], cwd=folder, check=True, env=ENV)
-    return folder
+    return clone_of_the_tree(tmp_path_factory.mktemp("end to end") / "my project")
 
 
 def dvc(clone: Path, *arguments: str, expect: int = 0) -> str:
