@@ -35,12 +35,13 @@ def test_everything_runs_once_then_only_the_look_at_files_then_only_what_tokens_
     stages = dvc(clone, "stage", "list", "--name-only").split()
     first = dvc(clone, "repro")
     assert sorted(stages_run(first)) == sorted(stages)
+    assert stages_run(first)[0] == "listing"  # which tells of wrong settings
     assert (clone / "data/report/index.html").exists()
     assert not (clone / "data/raw/synth/.tmp").exists() and not list((clone / ".work").rglob("*.*[!k]"))
 
     assert stages_run(dvc(clone, "repro")) == ["listing"]
 
-    subprocess.run(["git", "add", "dvc.lock"], cwd=clone, check=True)
+    subprocess.run(["git", "add", "dvc.lock", "data"], cwd=clone, check=True)
     subprocess.run(["git", "commit", "-qm", "first run"], cwd=clone, check=True, env=ENV)
     experiment = dvc(clone, "exp", "run", "--name", "ten", "-S", "tokens=10")
     assert sorted(stages_run(experiment)) == ["benchmark", "evaluate@maavt", "listing", "report", "train@maavt"]
@@ -54,6 +55,8 @@ def test_everything_runs_once_then_only_the_look_at_files_then_only_what_tokens_
     assert tokens[0] == 2 and [data["params"]["params.yaml"]["data"]["tokens"] for data in named] == [10]
     for data in (shown[1]["data"], *named):
         assert 0 <= data["metrics"]["data/eval/maavt/metrics.json"]["data"]["accuracy"] <= 1
+
+    assert "data/eval/maavt/metrics.json" in json.loads(dvc(clone, "metrics", "diff", "--json", "--all"))
 
     plots = dvc(clone, "plots", "show", "--json")
     assert "confusion.csv" in plots and "val/accuracy.tsv" in plots
