@@ -31,7 +31,7 @@ def introduce(project: Path, settings: Sequence[str], **options) -> str:
         revision += "+"  # with changes that are not committed
     given = [f"{name}={value}" if value is not True else name for name, value in options.items() if value]
     name = " ".join([project.name, revision, *(settings or differing)])
-    name = f"{name if len(name) <= 100 else name[:97] + '...'} {flow_run.id[:4] if flow_run.id else ''}".strip()
+    name = f"{name if len(name) <= 100 else name[:97] + '...'} {flow_run.id[-4:] if flow_run.id else ''}".strip()
     if flow_run.id:
         tags = [*flow_run.tags, f"project:{project.name}", f"git:{revision}", *settings, *differing, *given]
         with get_client(sync_client=True) as client:
