@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     params = replace(params, shard=settings)
     with workspace("shard", params.dataset, settings, params.seed, raw / "clips.csv", raw / "classes.json",
                    _stamps(raw, clips)) as folder:
-        index = shard_clips(clips, labels, raw=raw, folder=folder, params=params)
+        root = Path(os.environ.get("DVC_ROOT") or project_root())
+        index = shard_clips(clips, labels, raw=raw, folder=folder, params=params, root=root)
         publish(folder / "shards", project_root() / "data" / "shards" / params.dataset)
     for split, counts in index["splits"].items():
         print(f"{params.dataset} {split}: {counts['samples']} clips in shards, {counts['rejected']} rejected")
@@ -67,13 +68,15 @@ def _stamps(raw: Path, clips: list[Clip]) -> list[tuple[int, int]]:
     return [(stat.st_size, stat.st_mtime_ns) if stat else (0, 0) for stat in found]
 
 
-def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, params: Params) -> dict:
+def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, params: Params,
+                root: Path | None = None) -> dict:
     """Write the shards of all clips below `folder`/shards, and return the index.
 
+    Those that the project in `root` has made before are taken from its cache.
     Raises UserError when fewer clips than shard.min_coverage of the manifest can be used, or a split is empty.
     """
     plan = list(_plan(clips, params))
-    origins = _take_over(plan, raw, folder, params)
+    origins = _take_over(plan, raw, folder, params, root) if root else {}
     done = {name: stats for name, _ in plan if (stats := _finished(folder, name))}
     with progress(total=len(clips), label="sharding", unit="clip") as bar:
         bar.update(sum(len(shard) for name, shard in plan if name in done) + sum(c.status != "ok" for c in clips))
@@ -88,8 +91,8 @@ def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, p
     with atomic(folder / "shards" / "index.json") as path:
         path.write_text(json.dumps(index, indent=1) + "\n")
     with atomic(folder / "shards" / "made.jsonl") as path, open(path, "w") as file:
-        for name, _ in plan:
-            file.write(json.dumps({"name": name, "of": origins[name], "stats": done[name]}) + "\n")
+        for name, of in origins.items():
+            file.write(json.dumps({"name": name, "of": of, "stats": done[name]}) + "\n")
     _check_coverage(index, rejects, clips, params)
     _warn_of_leaks(quality, params)
     return index
@@ -115,9 +118,9 @@ def _plan(clips: list[Clip], params: Params) -> Iterator[tuple[str, list[Clip]]]
             number += -(-(following - batch) // size) if following is not None else 0
 
 
-def _take_over(plan: list[tuple[str, list[Clip]]], raw: Path, folder: Path, params: Params) -> dict[str, str]:
+def _take_over(plan: list[tuple[str, list[Clip]]], raw: Path, folder: Path, params: Params,
+               root: Path) -> dict[str, str]:
     """Finish those shards that were made before, by the cache; returns what each is made from, as one hash."""
-    root = Path(os.environ.get("DVC_ROOT") or project_root())
     output = f"data/shards/{params.dataset}"
     origins = _origins(plan, raw, root, params)
     tars, before = cached.sums(root, output), {}
