@@ -141,7 +141,7 @@ class Api:
     """The few calls of the Prefect server's API that the tests need."""
 
     def __init__(self, url: str, deployment: str):
-        self.client = httpx.Client(base_url=url, timeout=30)
+        self.client = httpx.Client(base_url=url, timeout=30 * PATIENCE)
         self.deployment = self.call("GET", f"/deployments/name/pipeline/{deployment}")["id"]
 
     def call(self, method: str, path: str, body: dict | None = None):
