@@ -23,11 +23,12 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
+    FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Crashed
 
-STARTING = 60  # seconds from a run's start to its lock, at most
+STARTING = 300  # seconds from a run's start to its lock, at most
 OFTEN = 20  # seconds between two looks
 
 
@@ -41,6 +42,8 @@ def alive(project: Path, run: str | None) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         made.rename(path)  # it has its name only with its lock
         try:
+            with suppress(Exception):  # what the page says is not worth a run
+                mark_crashed(project)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -63,12 +66,15 @@ def gone(run: FlowRun, project: Path) -> bool:
     return True
 
 
-def mark_crashed(project: Path, deployment: str) -> list[str]:
-    """Mark runs of the project's deployment whose process is gone as Crashed; returns their names."""
-    types = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+def mark_crashed(project: Path, deployment: str | None = None) -> list[str]:
+    """Mark runs whose process is gone as Crashed: those of the deployment, or those tagged with the project; returns
+    their names."""
+    unfinished = FlowRunFilterState(type=FlowRunFilterStateType(
+        any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]))
+    tags = None if deployment else FlowRunFilterTags(all_=[f"project:{project.name}"])
     marked = []
     with get_client(sync_client=True) as client:
-        for run in _runs(client, deployment, FlowRunFilterState(type=FlowRunFilterStateType(any_=types))):
+        for run in _runs(client, deployment, FlowRunFilter(state=unfinished, tags=tags)):
             if gone(run, Path(run.parameters.get("project") or project)):
                 reason = f"its process on {socket.gethostname()} is gone: killed, or the machine went down"
                 client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
@@ -80,7 +86,7 @@ def drop_missed(deployment: str) -> int:
     """Of the runs whose time came while nobody was there to start them, cancel all but the latest; how many."""
     with get_client(sync_client=True) as client:
         names = FlowRunFilterStateName(any_=["Scheduled", "Late"])
-        missed = [run for run in _runs(client, deployment, FlowRunFilterState(name=names))
+        missed = [run for run in _runs(client, deployment, FlowRunFilter(state=FlowRunFilterState(name=names)))
                   if run.auto_scheduled and run.expected_start_time < datetime.now(UTC)]
         missed = sorted(missed, key=lambda run: run.expected_start_time)[:-1]
         for run in missed:
@@ -100,13 +106,15 @@ def watch(project: Path, deployment: str) -> None:
     threading.Thread(target=look, daemon=True, name="dead runs").start()
 
 
-def _runs(client, deployment: str, state: FlowRunFilterState) -> list[FlowRun]:
-    flow, _, name = deployment.partition("/")
+def _runs(client, deployment: str | None, chosen: FlowRunFilter) -> list[FlowRun]:
+    filters = {"flow_run_filter": chosen}
+    if deployment:
+        flow, _, name = deployment.partition("/")
+        filters |= {"flow_filter": FlowFilter(name=FlowFilterName(any_=[flow])),
+                    "deployment_filter": DeploymentFilter(name=DeploymentFilterName(any_=[name]))}
     found, page = [], 200
     while True:
-        some = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
-                                     deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
-                                     flow_run_filter=FlowRunFilter(state=state), limit=page, offset=len(found))
+        some = client.read_flow_runs(**filters, limit=page, offset=len(found))
         found += some
         if len(some) < page:
             return found
