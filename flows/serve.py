@@ -11,6 +11,9 @@ import argparse
 import sys
 from zoneinfo import ZoneInfo
 
+from prefect import serve
+from prefect.schedules import Cron
+
 from flows import runs
 from flows.ingest import ingest
 from flows.pipeline import arguments, pipeline
@@ -21,8 +24,6 @@ from maavt.errors import UsageError
 
 
 def main() -> None:
-    from prefect.schedules import Cron
-
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__.split("\n")[0])
     parser.add_argument("--cron", required=True, help='minute, hour, day, month, weekday, e.g. "0 3 * * *"')
     parser.add_argument("--flow", choices=("pipeline", "ingest"), default="pipeline", help="what is served (pipeline)")
@@ -44,17 +45,12 @@ def main() -> None:
     project = check_project(options["project"])
     changed_text(project, options["set"] or [])
     need_server()
-    deployment = f"{served.name}/{project.name}"
-    if not catch_up and (dropped := runs.drop_missed(deployment)):
+    deployment = served.to_deployment(project.name, schedule=schedule, parameters=options | {"project": str(project)})
+    deployment.apply()  # which takes back the runs of an old schedule that are to come
+    if not catch_up and (dropped := runs.drop_missed(f"{served.name}/{project.name}")):
         print(f"{dropped} missed runs are left out, the latest one follows (--catch-up starts all)", flush=True)
-    runs.watch(project, deployment)
-    served.serve(
-        name=project.name,
-        schedule=schedule,
-        parameters=options | {"project": str(project)},
-        limit=limit,
-        pause_on_shutdown=False,  # the schedule goes on when this process is started again
-    )
+    runs.watch(project, f"{served.name}/{project.name}")
+    serve(deployment, limit=limit, pause_on_shutdown=False)  # the schedule goes on when this is started again
 
 
 if __name__ == "__main__":
