@@ -18,9 +18,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 from ruamel.yaml import YAML
 
-from flows import PROJECT, told
+from flows import PROJECT, runs, told
 from flows.lock import drop_damaged
 from flows.process import DVC, only_run, run
 from flows.server import use_server
@@ -75,22 +76,22 @@ def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metri
     """
     project = check_project(project)
     logs = told.logs(project, told.introduce(project, settings))
-    runs, failed = [], []
-    with only_run(project, get_run_logger().warning) as lock:
+    found, failed = [], []
+    with runs.alive(project, flow_run.id), only_run(project, get_run_logger().warning) as lock:
         drop_damaged(project)
         for setting, seed in product(grid(settings), seeds):
             changes = [*setting.split("+"), f"seed={seed}"]
             try:
-                found = experiment(f"ablation-{experiment_name([setting, str(seed)])}", changes, project, lock, logs)
+                rows = experiment(f"ablation-{experiment_name([setting, str(seed)])}", changes, project, lock, logs)
             except UserError as error:
                 failed.append(str(error))
                 continue
-            runs += [{"setting": setting, "seed": seed, **row} for row in found]
-            write(summarise(runs), project / "data" / "ablation", metric)
+            found += [{"setting": setting, "seed": seed, **row} for row in rows]
+            write(summarise(found), project / "data" / "ablation", metric)
     if failed:
-        kept = f"; the {len(runs)} finished ones are in data/ablation" if runs else ""
+        kept = f"; the {len(found)} finished ones are in data/ablation" if found else ""
         raise UserError("\n".join(failed) + kept)
-    return summarise(runs)
+    return summarise(found)
 
 
 def write(rows: list[dict], folder: Path, metric: str) -> None:
