@@ -6,11 +6,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 
-.PHONY: repro test fuzz ablate tune table8 compare paper install clean
+.PHONY: repro test fuzz chaos exp ablate tune table8 compare paper install clean
 
 repro: $(BIN)/.installed
 	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { echo "error: this folder is no git repository with a commit, which DVC needs; clone the project with git, or run: git init && git add . && git commit -m start" >&2; exit 1; }
-	@$(BIN)/python -m flows.lock
+	@$(BIN)/python -m flows.check
 	@$(RUN) dvc repro
 
 test: $(BIN)/.installed
@@ -21,6 +21,17 @@ test: $(BIN)/.installed
 FILES ?= 10000
 fuzz: $(BIN)/.installed
 	@MAAVT_FUZZ=$(FILES) $(RUN) python -m pytest tests/media/test_decode.py -k mutated
+
+# make chaos: the whole pipeline, killed 25 times at random moments, must end as if it had not been (an hour); make chaos
+# KILLS=5 SEED=1: fewer, at other moments.
+KILLS ?= 25
+SEED ?= 0
+chaos: $(BIN)/.installed
+	@$(RUN) python -m tests.chaos --kills $(KILLS) --seed $(SEED)
+
+# make exp SET='tokens=10 maavt.lsa=false': one experiment with these settings; the workspace gets back what it had.
+exp: $(BIN)/.installed
+	@$(RUN) python -m flows.exp $(SET)
 
 # make ablate SETTINGS='maavt.lsa=true,false' SEEDS='0 1': a grid of experiments; by default Table 8's numbers of tokens.
 SETTINGS ?= tokens=2,5,10,15
@@ -54,7 +65,7 @@ PAPER := recipe=paper 'models=[maavt]' backbone=vit_base_patch16_224.augreg_in21
   train.warmup=0 train.epochs=50
 paper: $(BIN)/.installed
 	@$(if $(filter $(DATASET),ave vggsound cremad),,echo "error: DATASET=$(DATASET): expected ave, vggsound or cremad" >&2; exit 2)
-	@$(RUN) dvc exp run $(addprefix -S ,dataset=$(DATASET) $(PAPER) $(MORE))
+	@$(RUN) python -m flows.exp --name paper-$(DATASET) dataset=$(DATASET) $(PAPER) $(MORE)
 
 install: $(BIN)/.installed
 

@@ -10,22 +10,22 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 
 from matplotlib.figure import Figure
-
-from flows.pipeline import PROJECT, only_run, run, use_server  # isort: skip; sets Prefect's environment
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 from ruamel.yaml import YAML
 
+from flows import PROJECT, runs, told
+from flows.lock import drop_damaged
+from flows.process import DVC, only_run, run
+from flows.server import use_server
+from flows.settings import changed, changed_text, check_project, experiment_name, saving
 from maavt import errors
 from maavt.errors import UsageError, UserError
 from maavt.measure import plots
@@ -51,82 +51,49 @@ def grid(settings: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def check_keys(settings: list[str], project: Path) -> None:
-    """Raises UsageError for a setting whose key is not in the project's params.yaml."""
-    known = YAML(typ="safe").load((project / "params.yaml").read_text())
-    for setting in settings:
-        for key in (change.partition("=")[0] for change in setting.split("+")):
-            here = known
-            for part in key.split("."):
-                if not isinstance(here, dict) or part not in here:
-                    near = get_close_matches(part, here if isinstance(here, dict) else [])
-                    raise UsageError(f"{setting}: params.yaml has no {key}" + (f"; is {near[0]} meant?" if near else
-                                     "; expected one of its keys, such as tokens or maavt.lsa"))
-                here = here[part]
-
-
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def experiment(name: str, changes: list[str], project: Path, lock: int, targets: tuple[str, ...] = ()) -> float:
-    """`dvc exp run` in the project's own folder, of the stages that `targets` need or of all; returns its seconds.
-    Raises UserError when it fails.
+def experiment(name: str, changes: list[str], project: Path, lock: int, logs: Path, targets: tuple[str, ...] = ()
+               ) -> list[dict]:
+    """The graph, or what `targets` need of it, with these settings as a DVC experiment; returns a row of scores for
+    each model.
 
-    An experiment of that name goes first: DVC's --force, which would replace it, runs every stage again.
+    Raises UserError when it fails.
     """
     begin = time.monotonic()
-    dvc = [sys.executable, "-m", "dvc", "exp"]
-    known = subprocess.run([*dvc, "list", "--name-only"], cwd=project, capture_output=True, text=True).stdout.split()
-    if name in known:
-        run([*dvc, "remove", name], project, lock)
-    code, tail = run([*dvc, "run", "--name", name, *(part for change in changes for part in ("-S", change)), *targets],
-                     project, lock)
-    if code:
-        raise UserError(f"the experiment {', '.join(changes)} failed: {(tail.splitlines() or ['no message'])[-1]}")
-    return time.monotonic() - begin
-
-
-@contextmanager
-def committed(project: Path) -> Iterator[Callable[[], None]]:
-    """What gives params.yaml and dvc.lock back as they are now; called once more at the end."""
-    before = {path: path.read_bytes() for path in (project / "params.yaml", project / "dvc.lock") if path.exists()}
-
-    def restore() -> None:
-        for path, content in before.items():
-            path.write_bytes(content)
-
-    try:
-        yield restore
-    finally:
-        restore()
-
-
-def name_of(kind: str, setting: str, seed: int) -> str:
-    """What DVC calls the experiment."""
-    return f"{kind}-" + "".join(c if c.isalnum() else "-" for c in f"{setting}-{seed}")
+    with changed(project, changes):
+        for command in (lambda: ["repro", *targets], lambda: saving(project, name)):
+            done = run([*DVC, *command()], project, lock, logs / f"{name}.log")
+            if done.code:
+                raise UserError(f"the experiment {', '.join(changes)} failed: "
+                                f"{(done.tail.splitlines() or ['no message'])[-1]} (all of it: {done.log})")
+        seconds = time.monotonic() - begin
+        return [{"model": model, "seconds": seconds, **scores} for model, scores in read_metrics(project).items()]
 
 
 @flow(persist_result=False)
 def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metric: str = "accuracy") -> list[dict]:
     """Run every setting with every seed, one after the other; returns the rows of ablation.csv.
 
-    Experiments stay in the repository (`dvc exp show`); the working tree gets the committed parameters back.
+    Experiments stay in the repository (`dvc exp show`); the workspace gets back what it had.
     """
-    runs, failed = [], []
-    with only_run(project) as lock, committed(project) as restore:
-        for setting, seed in product(settings, seeds):
-            restore()
+    project = check_project(project)
+    logs = told.logs(project, told.introduce(project, settings))
+    found, failed = [], []
+    with runs.alive(project, flow_run.id), only_run(project, get_run_logger().warning) as lock:
+        drop_damaged(project)
+        for setting, seed in product(grid(settings), seeds):
+            changes = [*setting.split("+"), f"seed={seed}"]
             try:
-                seconds = experiment(name_of("ablation", setting, seed), [*setting.split("+"), f"seed={seed}"],
-                                     project, lock)
+                rows = experiment(f"ablation-{experiment_name([setting, str(seed)])}", changes, project, lock, logs)
             except UserError as error:
                 failed.append(str(error))
                 continue
-            runs += [{"setting": setting, "seed": seed, "model": model, "seconds": seconds, **scores}
-                     for model, scores in read_metrics(project).items()]
-            write(summarise(runs), project / "data" / "ablation", metric)
+            found += [{"setting": setting, "seed": seed, **row} for row in rows]
+            write(summarise(found), project / "data" / "ablation", metric)
     if failed:
-        kept = f"; the {len(runs)} finished ones are in data/ablation" if runs else ""
+        kept = f"; the {len(found)} finished ones are in data/ablation" if found else ""
         raise UserError("\n".join(failed) + kept)
-    return summarise(runs)
+    return summarise(found)
 
 
 def write(rows: list[dict], folder: Path, metric: str) -> None:
@@ -178,13 +145,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--metric", default="accuracy", help="what the picture shows")
     options = parser.parse_args()
-    project = options.project.resolve()
-    if not (project / ".dvc").is_dir():
-        raise UserError(f"{project} is not a DVC project: it has no folder .dvc")
-    settings = grid(options.settings)
-    check_keys(settings, project)
+    project = check_project(options.project)
+    for setting in grid(options.settings):
+        changed_text(project, setting.split("+"))
     use_server()
-    rows = ablate(settings, options.seeds, project, options.metric)
+    rows = ablate(options.settings, options.seeds, project, options.metric)
     for row in rows:
         spread = f" ± {row[f'{options.metric}_std']:.3f} over {row['seeds']} seeds" if row["seeds"] > 1 else ""
         print(f"{row['setting']}, {row['model']}: {options.metric} {row[f'{options.metric}_mean']:.3f}{spread}, "

@@ -10,19 +10,23 @@ Epochs, augmentation and data are the same for all. The result is data/compariso
 
 import argparse
 import csv
-import json
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
-
-from flows.pipeline import PROJECT, only_run, use_server  # isort: skip; sets Prefect's environment
-from prefect import flow
+from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
 from ruamel.yaml import YAML
 
-from flows.ablate import check_keys, committed, experiment, name_of
+from flows import PROJECT, told
+from flows import runs as marks
+from flows.ablate import experiment
+from flows.lock import drop_damaged
+from flows.process import only_run
+from flows.server import use_server
+from flows.settings import changed_text, check_project, experiment_name
 from maavt import errors
 from maavt.errors import UsageError, UserError
 from maavt.measure import plots, scores
@@ -46,16 +50,19 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
 
     Experiments stay in the repository (`dvc exp show`) and in DVC's cache: a comparison that was stopped goes on.
     """
+    project = check_project(project)
+    logs = told.logs(project, told.introduce(project, settings))
     runs: dict[str, list[dict]] = defaultdict(list)
     failed = []
-    with only_run(project) as lock, committed(project) as restore:
+    with marks.alive(project, flow_run.id), only_run(project, get_run_logger().warning) as lock:
+        drop_damaged(project)
+
         def one(name: str, rate: float, seed: int) -> dict:
-            restore()
             model, own, key = CONTENDERS[name]
-            changes = [*settings, f"models=[{model}]", *own, f"{key}={rate:.3g}"]
-            seconds = experiment(name_of("compare", "+".join(changes), seed), [*changes, f"seed={seed}"], project, lock,
-                                 targets=(f"evaluate@{model}",))
-            return {"rate": f"{rate:.3g}", "seconds": seconds, **read_result(project / "data" / "eval" / model)}
+            changes = [*settings, f"models=[{model}]", *own, f"{key}={rate:.3g}", f"seed={seed}"]
+            (row,) = experiment(f"compare-{experiment_name(changes)}", changes, project, lock, logs,
+                                targets=(f"evaluate@{model}",))
+            return {"rate": f"{rate:.3g}", **row, "right": read_right(project / "data" / "eval" / model)}
 
         for name in models:
             try:
@@ -84,13 +91,11 @@ def rates_of(name: str, shares: list[float], settings: list[str], project: Path)
     return [rate * share for share in shares]
 
 
-def read_result(folder: Path) -> dict:
-    """metrics.json of one model with what it said of every pair: `right` by (key, second)."""
-    found = json.loads((folder / "metrics.json").read_text())
+def read_right(folder: Path) -> dict[tuple[str, str], bool]:
+    """Of predictions.csv: which pairs, by key and second, are right."""
     with open(folder / "predictions.csv", newline="") as file:
-        found["right"] = {(row["key"], row["second"]): row["predicted"] in row["label"].split(";")
-                          for row in csv.DictReader(file)}
-    return found
+        return {(row["key"], row["second"]): row["predicted"] in row["label"].split(";")
+                for row in csv.DictReader(file)}
 
 
 def rows(runs: dict[str, list[dict]]) -> list[dict]:
@@ -152,12 +157,8 @@ def main() -> None:
     parser.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
                         help="settings of params.yaml that are the same for all")
     options = parser.parse_args()
-    project = options.project.resolve()
-    if not (project / ".dvc").is_dir():
-        raise UserError(f"{project} is not a DVC project: it has no folder .dvc")
-    if bad := [setting for setting in options.settings if not all(setting.partition("="))]:
-        raise UsageError(f"{bad[0]!r} is no setting; expected KEY=VALUE")
-    check_keys(options.settings, project)
+    project = check_project(options.project)
+    changed_text(project, options.settings)
     if not all(rate > 0 for rate in options.rates):
         raise UsageError(f"--rates {options.rates}: expected numbers above 0")
     use_server()

@@ -1,243 +1,243 @@
 """The DVC graph as a Prefect flow: one task per stage, in the graph's order.
 
-    python -m flows.pipeline [--project PATH] [--push] [--retries N]
+    python -m flows.pipeline [--project PATH] [--set KEY=VALUE] [--push] [--retries N] [--notify CMD]
 
-DVC decides what has to run; Prefect starts it, keeps its log, retries it and says how it ended.
+DVC decides what has to run; Prefect starts it, keeps its log, retries what may pass and says how it ended.
 Without `PREFECT_API_URL` the command starts a Prefect server for this one run.
 """
 
 import argparse
-import atexit
-import fcntl
-import io
-import os
+import queue
 import re
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 from pathlib import Path
+from time import monotonic
 
-PROJECT = Path(__file__).resolve().parents[1]
-for name, value in {
-    "PREFECT_HOME": str(PROJECT / ".prefect"),
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-    "DO_NOT_TRACK": "1",
-}.items():
-    os.environ.setdefault(name, value)  # before the import: Prefect reads them there
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import exponential_backoff
 
-import httpx  # noqa: E402
-from prefect import flow, get_run_logger, task  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, get_current_settings, temporary_settings  # noqa: E402
-from prefect.states import Failed  # noqa: E402
+from flows import PROJECT, runs, told
+from flows.lock import drop_damaged
+from flows.process import DVC, LAST, only_run, run, stopped, stopping
+from flows.server import use_server
+from flows.settings import changed, changed_text, check_project, experiment_name, saving
+from maavt import errors
+from maavt.errors import UserError
+from maavt.work import positive
 
-from flows.lock import drop_damaged_lock  # noqa: E402
-from maavt import errors  # noqa: E402
-from maavt.errors import UserError  # noqa: E402
-
-GRACE = 10  # seconds from SIGINT to SIGKILL; Prefect itself kills a cancelled flow after 30
-PROGRESS = 5  # seconds between two lines logged of one progress bar
-
-# Runs a command in a process group that cannot outlive us. Its standard input is a pipe that we hold; it
-# closes when we say so and when we die, even by SIGKILL. The group then gets SIGINT, not SIGTERM, which would
-# end dvc and leave its stage running. What a finished command left in the background is stopped too.
-GUARD = f"""
-exec 3<&0 </dev/null
-(read _ <&3; kill -INT 0; sleep {GRACE}; kill -KILL 0) >/dev/null 2>&1 &
-trap : INT
-"$@" 3<&-
-code=$?
-trap '' TERM
-kill -TERM 0
-exit $code
-"""
+FETCH = ("download", "backbone")  # the stages that a second try may help: what they need is elsewhere
+WRONG, AGAIN = 2, 75  # exit codes of a stage: called wrongly; stopped from outside, to be gone on with
+STOPS = 5  # how often a stage that was stopped from outside is gone on with
 
 
-@contextmanager
-def guarded(command: list[str], **options) -> Iterator[subprocess.Popen]:
-    """A running command; no process of it is left afterwards. Closing its stdin stops it within GRACE."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by `&` in a script: children inherit that
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", GUARD, "guard", *command], stdin=subprocess.PIPE, start_new_session=True, **options
-    )
-    try:
-        yield process
-    finally:
-        process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE + 1)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def run(command: list[str], project: Path, lock: int) -> tuple[int, str]:
-    """Run a command in the project and log its lines; returns its exit code and its last lines."""
-    log, tail = get_run_logger(), deque(maxlen=20)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    options = {
-        "cwd": project,
-        "env": {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "pass_fds": [lock],  # so that the lock is held as long as one process of the run lives
-    }
-    with guarded(command, **options) as process:
-        # newline="": a line ends at \n or \r, and keeps it
-        output = io.TextIOWrapper(process.stdout, "utf-8", "replace", newline="")
-
-        def follow():
-            logged = -PROGRESS
-            for line in output:
-                if line.strip() and not (line.endswith("\r") and time.monotonic() < logged + PROGRESS):
-                    log.info(line.rstrip())
-                    tail.append(line.rstrip())
-                    logged = time.monotonic()
-
-        try:
-            follow()
-        except BaseException:
-            process.stdin.close()
-            follow()  # its last words
-            raise
-        return process.wait(), "\n".join(tail)
-
-
-@contextmanager
-def only_run(project: Path) -> Iterator[int]:
-    """Hold the project's lock, waiting for another run if need be; yields the lock's file descriptor."""
-    (project / ".dvc" / "tmp").mkdir(exist_ok=True)
-    with open(project / ".dvc" / "tmp" / "pipeline.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            get_run_logger().warning("another run is at work in %s: this one waits until it ends", project)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
-
-
-def graph(project: Path) -> tuple[list[str], str | None]:
-    """The stages' addresses, each after those it depends on, and the default remote. Raises DvcException."""
+def graph(project: Path) -> tuple[dict[str, set[str]], str | None]:
+    """The stages' addresses, each after those it depends on, and these; and the default remote. Raises DvcException."""
     from dvc.repo import Repo
     from dvc.repo.reproduce import plan_repro
 
     with Repo(str(project)) as repo:
+        def address(stage) -> str:
+            return stage.name if stage.path_in_repo == "dvc.yaml" else f"{stage.path_in_repo}:{stage.name}"
+
         stages = [stage for stage in plan_repro(repo.index.graph) if stage.cmd]
-        names = [s.name if s.path_in_repo == "dvc.yaml" else f"{s.path_in_repo}:{s.name}" for s in stages]
-        return names, repo.config["core"].get("remote")
+        needs = {address(stage): {address(other) for other in repo.index.graph.successors(stage) if other.cmd}
+                 for stage in stages}
+        return needs, repo.config["core"].get("remote")
+
+
+def upstream(needs: dict[str, set[str]], stage: str) -> dict[str, set[str]]:
+    """Of the stages those that one needs, and itself; all of them where there is none of that name."""
+    wanted = {stage}
+    for name in reversed(needs):
+        wanted |= needs[name] if name in wanted else set()
+    return {name: needs[name] for name in needs if name in wanted} or needs
+
+
+def log_of(stage: str, logs: Path) -> Path:
+    return logs / f"{stage.replace('/', '_').replace(':', '_')}.log"
+
+
+def worth_another_try(tries: int, task, task_run, state) -> bool:
+    """Whether a failed stage may end better: one of so many tries, unless it was called wrongly; what was stopped."""
+    if stopped() or not (code := re.search(r"exit code (-?\d+)", state.message or "")):
+        return False
+    if int(code[1]) == AGAIN:
+        return task_run.run_count <= STOPS
+    return int(code[1]) != WRONG and task_run.run_count <= tries
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
-def reproduce(stage: str, project: Path, lock: int):
-    """`dvc repro --single-item STAGE`; returns a Failed state that names the stage when it fails."""
-    code, tail = run([sys.executable, "-m", "dvc", "repro", "--single-item", stage], project, lock)
-    if code == 0:
-        return None
-    if "Unable to acquire lock" in tail or "being blocked by" in tail:
+def reproduce(stage: str, project: Path, lock: int, logs: Path, force: bool = False) -> State:
+    """`dvc repro --single-item STAGE`; a Failed state names the stage, a Completed one is called Cached when nothing
+    had to be done."""
+    command = [*DVC, "repro", "--single-item", *(["--force"] if force else []), stage]
+    done = run(command, project, lock, log_of(stage, logs))
+    if done.code == 0:
+        ran = re.search(rf"^Running stage '{re.escape(stage)}'", done.log.read_text(), re.M)
+        return Completed(message="it ran") if ran else Completed(name="Cached", message="it was up to date")
+    if "Unable to acquire lock" in done.tail or "being blocked by" in done.tail:
         return Failed(message=f"stage {stage} was not run: another dvc command works in {project}")
     # dvc itself ends with 255 whatever the stage ended with
-    own = re.findall(r"exited with (-?\d+)", tail)
-    return Failed(message=f"stage {stage} failed with exit code {own[-1] if own else code}")
+    own = re.findall(r"exited with (-?\d+)", done.tail)
+    get_run_logger().error("the last lines of %s, of which %s has all:\n%s", stage, done.log, done.tail)
+    return Failed(message=f"stage {stage} failed with exit code {own[-1] if own else done.code}")
 
 
 @task(name="push", task_run_name="push", cache_policy=NO_CACHE, persist_result=False)
-def push_cache(project: Path, lock: int):
-    """`dvc push`; returns a Failed state when it fails."""
-    code, _ = run([sys.executable, "-m", "dvc", "push"], project, lock)
-    return Failed(message=f"dvc push failed with exit code {code}") if code else None
+def push_cache(project: Path, lock: int, logs: Path) -> State:
+    """`dvc push`, of what is cached and of which stage made it; a Failed state when it fails."""
+    done = run([*DVC, "push", "--run-cache"], project, lock, logs / "push.log")
+    if done.code:
+        get_run_logger().error("the last lines of dvc push, of which %s has all:\n%s", done.log, done.tail)
+        return Failed(message=f"dvc push failed with exit code {done.code}")
+    return Completed(message=(done.tail.splitlines() or ["pushed"])[-1])
 
 
-@flow(persist_result=False)
-def pipeline(project: Path = PROJECT, push: bool = False, retries: int = 0):
+@task(name="experiment", task_run_name="experiment {name}", cache_policy=NO_CACHE, persist_result=False)
+def save_experiment(name: str, project: Path, lock: int, logs: Path) -> State:
+    """`dvc exp save`: what the workspace has becomes the experiment of that name, instead of an older one."""
+    done = run([*DVC, *saving(project, name)], project, lock, logs / "experiment.log")
+    return Failed(message=f"dvc exp save failed with exit code {done.code}") if done.code else Completed()
+
+
+def in_order(needs: dict[str, set[str]], start: Callable, at_once: int) -> Iterator[tuple[str, State]]:
+    """(stage, its final state) as they end. `start(stage, threaded)` runs a stage, in a thread of its own if asked to.
+
+    Up to `at_once` stages run at the same time, each after those that it needs; none begins after one that failed.
+    """
+    if at_once == 1:
+        for stage in needs:
+            state = start(stage, False)
+            yield stage, state
+            if not state.is_completed():
+                break
+        return
+    waiting, running, ended = dict(needs), {}, queue.Queue()
+    while waiting or running:
+        for stage in [stage for stage, needed in waiting.items() if not needed & {*waiting, *running}]:
+            if len(running) < at_once:
+                del waiting[stage]
+                running[stage] = start(stage, True)
+                running[stage].add_done_callback(lambda _, stage=stage: ended.put(stage))
+        stage = ended.get()
+        state = running.pop(stage).state
+        if not state.is_completed():
+            waiting.clear()
+        yield stage, state
+
+
+@flow(persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=16))
+def pipeline(project: Path = PROJECT, set: list[str] | None = None, push: bool = False, retries: int = 0,
+             pause: float = 60, notify: str | None = None, within: str | None = None) -> State:
     """Bring every stage of a DVC project up to date, then push the cache if asked to.
 
-    A failed stage is tried again `retries` times, then fails the run. Of two runs in one project the second
-    waits. A run that is cancelled or killed stops its stage.
+    With `set` (["tokens=10", ...]) the run is an experiment: DVC keeps it under a name made of the settings, and the
+    workspace gets back what it had. What is fetched from elsewhere is tried again `retries` times, after `pause`
+    seconds and then twice as long each time. Of two runs in one project the second waits; `within` names a
+    concurrency limit of the Prefect server. The command `notify` gets JSON on its standard input at the end. A run that
+    is cancelled or killed stops its stages.
+    """
+    settings = list(set or [])
+    facts = {"project": str(project), "settings": settings, "run_id": flow_run.id, "url": flow_run.ui_url}
+    try:
+        project = check_project(project)
+        name = told.introduce(project, settings, push=push, retries=retries)
+        facts |= {"run": name, "logs": str(logs := told.logs(project, name))}
+        with (runs.alive(project, flow_run.id), concurrency(within or [], strict=True),
+              only_run(project, get_run_logger().warning) as lock):
+            drop_damaged(project)
+            with changed(project, settings), stopping():
+                state = bring_up_to_date(project, settings, push, retries, pause, lock, logs, facts)
+            if settings:  # what is not in the cache is made by the next run
+                run([*DVC, "checkout", "--quiet"], project, lock, logs / "checkout.log", quiet=True)
+    except UserError as error:
+        state = Failed(message=str(error))
+    if notify:
+        told.notify(notify, facts | {"state": state.name, "message": state.message})
+    return state
+
+
+def bring_up_to_date(project: Path, settings: list[str], push: bool, retries: int, pause: float, lock: int,
+                     logs: Path, facts: dict, until: str | None = None, force: Container[str] = ()) -> State:
+    """Run the stages, those that `until` needs or all, and push; what came of them goes to artifacts and `facts`.
+
+    Stages in `force` run even when nothing they depend on has changed.
     """
     from dvc.exceptions import DvcException
 
-    project = project.resolve()
-    if not (project / ".dvc").is_dir():
-        return Failed(message=f"{project} is not a DVC project: it has no folder .dvc")
-    with only_run(project) as lock:
-        drop_damaged_lock(project)
-        try:
-            stages, remote = graph(project)
-        except DvcException as error:
-            run([sys.executable, "-m", "dvc", "stage", "list"], project, lock)  # shows the lines at fault
-            return Failed(message=f"dvc cannot read the stages of {project}: {error}")
-        for stage in stages:
-            step = reproduce.with_options(name=stage, retries=retries)
-            state = step(stage, project, lock, return_state=True)
-            if not state.is_completed():
-                return Failed(message=state.message)
-        if push and not remote:
-            get_run_logger().warning("nothing was pushed: %s has no default dvc remote", project)
-        elif push:
-            state = push_cache(project, lock, return_state=True)
-            if not state.is_completed():
-                return Failed(message=state.message)
-    return None
-
-
-def answers(url: str) -> bool:
-    """Whether a Prefect server answers at this API address."""
     try:
-        return httpx.get(f"{url}/health", timeout=10).status_code in (200, 401, 403)
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return False
+        needs, remote = graph(project)
+    except DvcException as error:
+        run([*DVC, "stage", "list"], project, lock, logs / "dvc.log")  # shows the lines at fault
+        return Failed(message=f"dvc cannot read the stages of {project}: {error}")
+    needs, begun = upstream(needs, until) if until else needs, {}
+
+    def start(stage: str, threaded: bool):
+        tries = retries if stage.split("@")[0] in FETCH else 0
+        step = reproduce.with_options(name=stage, retries=max(tries, STOPS),
+                                      retry_delay_seconds=exponential_backoff(pause),
+                                      retry_condition_fn=partial(worth_another_try, tries))
+        begun[stage] = monotonic()
+        if threaded:
+            return step.submit(stage, project, lock, logs, stage in force)
+        return step(stage, project, lock, logs, stage in force, return_state=True)
+
+    rows, failed = [], []
+    for stage, state in in_order(needs, start, positive("MAAVT_PARALLEL_STAGES", 1)):
+        rows.append({"stage": stage, "after": ", ".join(sorted(needs[stage])), "state": state.name,
+                     "seconds": f"{monotonic() - begun[stage]:.1f}"})
+        if not state.is_completed():
+            failed.append(state)
+            log = log_of(stage, logs)
+            facts.setdefault("log", str(log))
+            facts.setdefault("last_lines", log.read_text().splitlines()[-LAST:] if log.exists() else [])
+    facts["stages"] = rows
+    try:
+        facts["metrics"] = told.publish(project, rows, settings)
+    except Exception:  # what is told of a run does not fail it
+        get_run_logger().warning("the artifacts of this run are not complete", exc_info=True)
+    if failed:
+        return Failed(message=failed[0].message)
+    if settings:
+        state = save_experiment(experiment_name(settings), project, lock, logs, return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
+    if push and not remote:
+        message = f"nothing was pushed: {project} has no default dvc remote; dvc remote add --default NAME URL"
+        get_run_logger().warning(message)
+        return Completed(name="NotPushed", message=message)
+    if push:
+        state = push_cache(project, lock, logs, return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
+    return Completed()
 
 
-@contextmanager
-def temporary_server():
-    """A Prefect server for one run, with Prefect's settings pointing to it.
-
-    The one that Prefect would start itself dies at Ctrl-C before the run has reported its end, and outlives a
-    run that is killed. Raises UserError when it does not start in time.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    app = ["--factory", "prefect.server.api.server:create_app", "--port", str(port), "--log-level", "error"]
-    environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "0"}
-    with guarded([sys.executable, "-m", "uvicorn", *app], env=environment) as server:
-        url = f"http://127.0.0.1:{port}/api"
-        limit = get_current_settings().server.ephemeral.startup_timeout_seconds
-        end = time.monotonic() + limit
-        while not answers(url):
-            if server.poll() is not None or time.monotonic() > end:
-                raise UserError(f"no Prefect server could be started within {limit} s")
-            time.sleep(0.2)
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_UI_URL: ""}):  # it serves no pages
-            yield
-
-
-def use_server() -> None:
-    """Have Prefect use the server at PREFECT_API_URL, or one of this process's own until it exits.
-
-    Raises UserError when no server answers there.
-    """
-    url = get_current_settings().api.url
-    if url and not answers(url):
-        raise UserError(f"no Prefect server answers at {url} (PREFECT_API_URL)")
-    server = ExitStack()
-    atexit.register(server.close)  # not earlier: at its own exit Prefect sends the last lines of the log
-    if not url:
-        server.enter_context(temporary_server())
-
-
-def main():
-    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Run the whole DVC graph.")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that a run has, here and where it is served."""
     parser.add_argument("--project", type=Path, default=PROJECT)
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE",
+                        help="a setting of this run alone, which makes it an experiment; may be repeated")
     parser.add_argument("--push", action="store_true", help="push the cache to the default remote at the end")
-    parser.add_argument("--retries", type=int, default=0, help="how often a failed stage is tried again")
+    parser.add_argument("--retries", type=int, default=0, help="how often a failed download is tried again")
+    parser.add_argument("--pause", type=float, default=60, help="seconds before the first of these, then twice as long")
+    parser.add_argument("--notify", metavar="CMD", help="a command that is told how the run ended: JSON on its stdin")
+    parser.add_argument("--within", metavar="NAME", help="a concurrency limit of the Prefect server to keep to")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Run the whole DVC graph.")
+    arguments(parser)
     options = vars(parser.parse_args())
+    options["project"] = check_project(options["project"])
+    changed_text(options["project"], options["set"] or [])  # wrong settings are told before a server is started
     use_server()
     state = pipeline(**options, return_state=True)
     if not state.is_completed():

@@ -1,59 +1,56 @@
-"""Serve the pipeline on a schedule, until Ctrl-C.
+"""Serve the pipeline, or the ingest, on a schedule, until Ctrl-C.
 
-    python -m flows.serve --cron "0 3 * * *" [--project PATH] [--push] [--retries N]
+    python -m flows.serve --cron "0 3 * * *" [--project PATH] [--set KEY=VALUE] [--push] [--retries N] [--notify CMD]
 
 The runs appear on the Prefect server at `PREFECT_API_URL`, which must be up; they are started by this process,
-as children of it. Missed runs (this process was not there) are started when it comes back.
+as children of it. Of the runs that were missed while it was not there, the latest is started when it comes back; runs
+whose process was killed are marked as Crashed.
 """
 
 import argparse
 import sys
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from flows.pipeline import PROJECT, answers, pipeline
+from prefect import serve
+from prefect.schedules import Cron
+
+from flows import runs
+from flows.ingest import ingest
+from flows.pipeline import arguments, pipeline
+from flows.server import need_server
+from flows.settings import changed_text, check_project
 from maavt import errors
-from maavt.errors import UsageError, UserError
+from maavt.errors import UsageError
 
 
-def main():
-    from prefect.schedules import Cron
-    from prefect.settings import get_current_settings
-
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__.split("\n")[0])
     parser.add_argument("--cron", required=True, help='minute, hour, day, month, weekday, e.g. "0 3 * * *"')
+    parser.add_argument("--flow", choices=("pipeline", "ingest"), default="pipeline", help="what is served (pipeline)")
     parser.add_argument("--timezone", default="UTC", help="e.g. Europe/Berlin (UTC)")
-    parser.add_argument("--project", type=Path, default=PROJECT)
-    parser.add_argument("--push", action="store_true", help="push the cache to the default remote after a run")
-    parser.add_argument("--retries", type=int, default=0, help="how often a failed stage is tried again")
-    parser.add_argument("--limit", type=int, default=1, help="runs at the same time (1)")
-    options = parser.parse_args()
-
+    parser.add_argument("--limit", type=int, default=1, metavar="N", help="runs at the same time (1)")
+    parser.add_argument("--catch-up", action="store_true", help="start all missed runs, not the latest alone")
+    arguments(parser)
+    options = vars(parser.parse_args())
+    served = ingest if options.pop("flow") == "ingest" else pipeline
+    cron, timezone, limit, catch_up = (options.pop(name) for name in ("cron", "timezone", "limit", "catch_up"))
     try:
-        ZoneInfo(options.timezone)
+        ZoneInfo(timezone)
     except (ValueError, OSError, KeyError):  # what it raises depends on how the name is wrong
-        raise UsageError(f"--timezone {options.timezone}: no such time zone; one is Europe/Berlin") from None
+        raise UsageError(f"--timezone {timezone}: no such time zone; one is Europe/Berlin") from None
     try:
-        schedule = Cron(options.cron, timezone=options.timezone)
+        schedule = Cron(cron, timezone=timezone)
     except ValueError:
-        raise UsageError(f'--cron "{options.cron}": not a cron expression; one is "0 3 * * *"') from None
-    project = options.project.resolve()
-    if not (project / ".dvc").is_dir():
-        raise UserError(f"{project} is not a DVC project: it has no folder .dvc")
-    url = get_current_settings().api.url
-    if not url or not answers(url):
-        at = f"at {url} (PREFECT_API_URL)" if url else "because PREFECT_API_URL is not set"
-        raise UserError(
-            f"no Prefect server answers {at}; `prefect server start --host 127.0.0.1` starts one, and "
-            "`export PREFECT_API_URL=http://127.0.0.1:4200/api` points here to it"
-        )
-    pipeline.serve(
-        name=project.name,
-        schedule=schedule,
-        parameters={"project": str(project), "push": options.push, "retries": options.retries},
-        limit=options.limit,
-        pause_on_shutdown=False,  # the schedule goes on when this process is started again
-    )
+        raise UsageError(f'--cron "{cron}": not a cron expression; one is "0 3 * * *"') from None
+    project = check_project(options["project"])
+    changed_text(project, options["set"] or [])
+    need_server()
+    deployment = served.to_deployment(project.name, schedule=schedule, parameters=options | {"project": str(project)})
+    deployment.apply()  # which takes back the runs of an old schedule that are to come
+    if not catch_up and (dropped := runs.drop_missed(f"{served.name}/{project.name}")):
+        print(f"{dropped} missed runs are left out, the latest one follows (--catch-up starts all)", flush=True)
+    runs.watch(project, f"{served.name}/{project.name}")
+    serve(deployment, limit=limit, pause_on_shutdown=False)  # the schedule goes on when this is started again
 
 
 if __name__ == "__main__":

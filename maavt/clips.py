@@ -3,9 +3,10 @@
 import csv
 import json
 import math
+import random
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from maavt.errors import UserError
@@ -25,6 +26,8 @@ class Clip:
     `path` is relative to the folder of clips.csv; `status` is ok or failed, with the `reason` of a failure. A clip that
     is cut out of a longer recording begins at second `begin` of that file; None: it is the file, from its beginning.
     `seconds` is how long the clip is, 0 where nobody has measured. `events` are further ones: (label, start, end).
+    `slot` is the clip's place among those of its split for good, -1 before it has one, and `batch` the first slot of
+    those that came with it: shards are made of neighbours of a batch.
     """
 
     key: str
@@ -39,6 +42,8 @@ class Clip:
     begin: float | None = None
     seconds: float = 0.0
     events: tuple[tuple[str, float, float], ...] = ()
+    batch: int = 0
+    slot: int = -1
 
     def __post_init__(self):
         if not KEY.fullmatch(self.key):
@@ -89,6 +94,25 @@ class Labels:
         return label.split(SEVERAL) if self.multilabel else [label]
 
 
+def placed(clips: list[Clip], earlier: Iterable[Clip], seed: int) -> list[Clip]:
+    """The clips with a place each, but for failed ones: that of an earlier clip of their key, or one after all others.
+
+    Those that are new are mixed by the seed. Where more than half of the earlier ones are gone all begins anew.
+    """
+    slots = {(clip.key, clip.split): (clip.batch, clip.slot) for clip in earlier if clip.slot >= 0}
+    here = {(clip.key, clip.split) for clip in clips if clip.status == "ok"}
+    if 2 * len(slots.keys() & here) < len(slots):
+        slots = {}
+    for split in SPLITS:
+        new = [(clip.key, split) for clip in clips
+               if clip.split == split and clip.status == "ok" and (clip.key, split) not in slots]
+        batch = 1 + max((slot for (_, other), (_, slot) in slots.items() if other == split), default=-1)
+        random.Random(f"{seed} {split}").shuffle(new)
+        slots |= {key: (batch, batch + number) for number, key in enumerate(new)}
+    return [replace(clip, batch=slots[clip.key, clip.split][0], slot=slots[clip.key, clip.split][1])
+            if clip.status == "ok" else clip for clip in clips]
+
+
 def write_manifest(folder: Path, clips: Iterable[Clip], labels: Labels) -> None:
     """Write clips.csv and classes.json into `folder`."""
     write_table(folder / "clips.csv", (field.name for field in fields(Clip)), (clip.row() for clip in clips))
@@ -106,7 +130,8 @@ def read_manifest(folder: Path) -> tuple[list[Clip], Labels]:
             clips = [
                 Clip(**{**row, "start": float(row["start"]), "end": float(row["end"]), "seconds": float(row["seconds"]),
                         "begin": float(row["begin"]) if row["begin"] else None,
-                        "events": tuple(map(tuple, json.loads(row["events"] or "[]")))})
+                        "events": tuple(map(tuple, json.loads(row["events"] or "[]"))),
+                        "batch": int(row.get("batch") or 0), "slot": int(row.get("slot") or -1)})
                 for row in csv.DictReader(file)
             ]
     except FileNotFoundError as error:

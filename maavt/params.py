@@ -266,12 +266,12 @@ class Mbt:
 
 @settings
 class Benchmark:
-    """The benchmark stage: what is timed, at which size, how often."""
+    """The benchmark stage: what is timed, at which size, how often (0 rounds: not at all)."""
 
     backbones: Annotated[tuple[str, ...], Field(min_length=1)]
     image_size: Count
     batches: Annotated[tuple[Count, ...], Field(min_length=1)]
-    rounds: Count
+    rounds: Annotated[int, Field(ge=0)]
     budget_seconds: Annotated[float, Field(gt=0)]
     compile: bool
 
@@ -396,6 +396,13 @@ def parse_params(values: object, name: str = "params.yaml") -> Params:
     raise UserError(f"{count} in {name}:\n" + "\n".join(f"  {line}" for line in mistakes))
 
 
+def check_weights(params: Params, root: Path) -> None:
+    """Raises UserError when `weights` is neither a word that is known nor a file; a path counts from `root`."""
+    if params.weights not in ("packaged", "timm", "random") and not (root / params.weights).is_file():
+        raise UserError(f"weights: no file {root / params.weights}; expected packaged, timm, random or the path of a "
+                        ".safetensors file")
+
+
 def _explain(item: dict) -> list[str]:
     key = ".".join(str(part) for part in item["loc"] if part not in (NUMBER, WORD, TABLE)) or "the file"
     value = item["input"]
@@ -406,5 +413,9 @@ def _explain(item: dict) -> list[str]:
         return [f"{key}: missing; expected a value"]
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return [f"{key}: {value!r}, but there is no such setting; expected a key that params.yaml documents"]
+    if item["type"] == "too_short":
+        return [f"{key}: {value!r}; expected at least {item['ctx']['min_length']}"]
+    if item["type"] == "tuple_type":
+        return [f"{key}: {value!r}; expected a list, such as [{value}]"]
     expected = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return [f"{key}: {value!r}; expected {expected}"]

@@ -49,6 +49,22 @@ def make_project(folder: Path, /, **changes) -> Path:
     return folder
 
 
+def clone(folder: Path, **changes) -> Path:
+    """The files of the working tree that git would take, with tiny settings, as a repository of their own."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
+                            capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file() and not name.startswith("tests/") and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for results in ("data/eval", "data/curves"):  # of the committed run
+        shutil.rmtree(folder / results, ignore_errors=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_settings(**changes)))
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "start"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, env=os.environ | GIT)
+    return folder
+
+
 GIT = {f"GIT_{who}_{what}": "maavt" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 

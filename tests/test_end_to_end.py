@@ -8,28 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.conftest import GIT, ROOT, tiny_settings
+from tests.conftest import GIT
+from tests.conftest import clone as clone_of_the_tree
 
 ENV = os.environ | GIT | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """The files of the working tree that git would take, as a repository of their own."""
-    folder = tmp_path_factory.mktemp("end to end") / "my project"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
-                            capture_output=True, text=True).stdout.split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_settings()))
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "start"]):
-        subprocess.run(["git", *command], cwd=folder, check=True, env=ENV)
-    return folder
+    return clone_of_the_tree(tmp_path_factory.mktemp("end to end") / "my project")
 
 
 def dvc(clone: Path, *arguments: str, expect: int = 0) -> str:
@@ -47,12 +35,13 @@ def test_everything_runs_once_then_only_the_look_at_files_then_only_what_tokens_
     stages = dvc(clone, "stage", "list", "--name-only").split()
     first = dvc(clone, "repro")
     assert sorted(stages_run(first)) == sorted(stages)
+    assert stages_run(first)[0] == "listing"  # which tells of wrong settings
     assert (clone / "data/report/index.html").exists()
     assert not (clone / "data/raw/synth/.tmp").exists() and not list((clone / ".work").rglob("*.*[!k]"))
 
     assert stages_run(dvc(clone, "repro")) == ["listing"]
 
-    subprocess.run(["git", "add", "dvc.lock"], cwd=clone, check=True)
+    subprocess.run(["git", "add", "dvc.lock", "data"], cwd=clone, check=True)
     subprocess.run(["git", "commit", "-qm", "first run"], cwd=clone, check=True, env=ENV)
     experiment = dvc(clone, "exp", "run", "--name", "ten", "-S", "tokens=10")
     assert sorted(stages_run(experiment)) == ["benchmark", "evaluate@maavt", "listing", "report", "train@maavt"]
@@ -66,6 +55,8 @@ def test_everything_runs_once_then_only_the_look_at_files_then_only_what_tokens_
     assert tokens[0] == 2 and [data["params"]["params.yaml"]["data"]["tokens"] for data in named] == [10]
     for data in (shown[1]["data"], *named):
         assert 0 <= data["metrics"]["data/eval/maavt/metrics.json"]["data"]["accuracy"] <= 1
+
+    assert "data/eval/maavt/metrics.json" in json.loads(dvc(clone, "metrics", "diff", "--json", "--all"))
 
     plots = dvc(clone, "plots", "show", "--json")
     assert "confusion.csv" in plots and "val/accuracy.tsv" in plots

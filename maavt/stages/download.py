@@ -9,21 +9,21 @@ disk: the next run takes them from the cache.
 import argparse
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from maavt.clips import Clip, Labels, write_manifest
+from maavt.clips import Clip, Labels, placed, read_manifest, write_manifest
 from maavt.errors import UsageError, UserError, run
-from maavt.fetch import KINDS, Failed
+from maavt.fetch import KINDS, Failed, cached
 from maavt.fetch.budget import Budget
 from maavt.fetch.http import Http
 from maavt.params import Params, load_params
 from maavt.sources import SOURCES, synth
 from maavt.sources import folder as own
-from maavt.sources.cached import restore
 from maavt.sources.lists import warnings
 from maavt.sources.splits import tell
 from maavt.sources.store import Store, summary
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] = ()) -> None:
             write_manifest(folder / "raw", clips, synth.labels(params))
             finished = folder / "raw"
         else:
-            clips = collect(params, folder, retry)
+            clips = placed(collect(params, folder, retry), _earlier(params, folder / "earlier"), params.seed)
             finished = folder / "finished"
             link_tree(folder / "raw", finished)
             write_manifest(finished, clips, _labels(params, clips))
@@ -77,7 +77,7 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
         clips = source.clips(params, lists)
     if not _from_here(params):
         root = Path(os.environ.get("DVC_ROOT") or project_root())
-        restore(root, f"data/raw/{params.dataset}", folder / "raw", {clip.path for clip in clips})
+        cached.restore(root, f"data/raw/{params.dataset}", folder / "raw", {clip.path for clip in clips})
     with Store(folder, clips, budget, retry=retry) as store:
         for line in warnings(store.clips):
             print(f"warning: {line}", file=sys.stderr)
@@ -103,6 +103,17 @@ def collect(params: Params, folder: Path, retry: Sequence[str] = ()) -> list[Cli
             print(line)
     _check_coverage(clips, params, folder)
     return clips
+
+
+def _earlier(params: Params, folder: Path) -> list[Clip]:
+    """The clips of this data set when it was last made with this seed, by DVC's cache."""
+    root = Path(os.environ.get("DVC_ROOT") or project_root())
+    shutil.rmtree(folder, ignore_errors=True)
+    if cached.seed(root, "download") == params.seed:
+        cached.restore(root, f"data/raw/{params.dataset}", folder, {"clips.csv", "classes.json"})
+    with suppress(UserError):
+        return read_manifest(folder)[0]
+    return []
 
 
 def _labels(params: Params, clips: list[Clip]) -> Labels:

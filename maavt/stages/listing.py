@@ -12,7 +12,7 @@ from pathlib import Path
 
 from maavt.errors import run
 from maavt.fetch.tree import fingerprint
-from maavt.params import Params, load_params
+from maavt.params import Params, check_weights, load_params
 from maavt.work import atomic, project_root
 
 
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Look at the files, of which there are none where the data set comes from elsewhere."""
     argparse.ArgumentParser("maavt listing", description=__doc__).parse_args(arguments)
     params = load_params()
+    check_weights(params, project_root())  # here, since this stage is the first: told before anything else is made
     with atomic(project_root() / "data" / "listing" / f"{params.dataset}.json") as path:
         path.write_text(json.dumps(listing(params)) + "\n")
 

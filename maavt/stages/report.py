@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         results=results,
         modalities=picture(modalities, results),
         curves=picture(curves, results),
-        benchmark=[(picture(getattr(plots, table), rows), rows) for table, rows in benchmark.items()],
+        benchmark=[(picture(getattr(plots, table), rows), rows) for table, rows in benchmark.items()
+                   if rows],
         examples=examples(loader, results[0]["predictions"]),
     )
     with atomic(data / "report" / "index.html") as path:

@@ -3,16 +3,18 @@
 data/shards/DATASET/{train,val,test}/DATASET-SPLIT-NNNNNN.tar holds samples of KEY.frame-00.jpg ...,
 KEY.spectrogram.npy (pairs, frames, bins) float16, and KEY.json. A clip that cannot be used is in rejects.csv, what the
 others are like in quality.csv.
-A killed run goes on with the first shard that is not finished.
+A killed run goes on with the first shard that is not finished. Shards whose clips, settings and code are those of the
+last time are taken from DVC's cache: made.jsonl says of each what it was made from.
 """
 
 import argparse
+import hashlib
 import json
 import os
-import random
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +23,10 @@ import numpy as np
 import webdataset as wds
 from tqdm import tqdm
 
-from maavt.clips import ABSENT, SPLITS, Clip, Labels, read_manifest
+from maavt.clips import ABSENT, SPLITS, Clip, Labels, placed, read_manifest
 from maavt.errors import UserError, run
+from maavt.fetch import cached
+from maavt.fetch.cached import md5
 from maavt.media.quality import Quality, near_duplicates
 from maavt.media.rejected import Rejected, explain
 from maavt.media.sample import make_sample
@@ -51,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     params = replace(params, shard=settings)
     with workspace("shard", params.dataset, settings, params.seed, raw / "clips.csv", raw / "classes.json",
                    _stamps(raw, clips)) as folder:
-        index = shard_clips(clips, labels, raw=raw, folder=folder, params=params)
+        root = Path(os.environ.get("DVC_ROOT") or project_root())
+        index = shard_clips(clips, labels, raw=raw, folder=folder, params=params, root=root)
         publish(folder / "shards", project_root() / "data" / "shards" / params.dataset)
     for split, counts in index["splits"].items():
         lacking = "".join(f", {counts[f'without_{kind}']} of them without {kind}" for kind in ABSENT[1:]
@@ -65,12 +70,15 @@ def _stamps(raw: Path, clips: list[Clip]) -> list[tuple[int, int]]:
     return [(stat.st_size, stat.st_mtime_ns) if stat else (0, 0) for stat in found]
 
 
-def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, params: Params) -> dict:
+def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, params: Params,
+                root: Path | None = None) -> dict:
     """Write the shards of all clips below `folder`/shards, and return the index.
 
+    Those that the project in `root` has made before are taken from its cache.
     Raises UserError when fewer clips than shard.min_coverage of the manifest can be used, or a split is empty.
     """
     plan = list(_plan(clips, params))
+    origins = _take_over(plan, raw, folder, params, root) if root else {}
     done = {name: stats for name, _ in plan if (stats := _finished(folder, name))}
     with progress(total=len(clips), label="sharding", unit="clip") as bar:
         bar.update(sum(len(shard) for name, shard in plan if name in done) + sum(c.status != "ok" for c in clips))
@@ -84,19 +92,76 @@ def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, p
     write_table(folder / "shards" / "quality.csv", QUALITY, quality)
     with atomic(folder / "shards" / "index.json") as path:
         path.write_text(json.dumps(index, indent=1) + "\n")
+    with atomic(folder / "shards" / "made.jsonl") as path, open(path, "w") as file:
+        for name, of in origins.items():
+            file.write(json.dumps({"name": name, "of": of, "stats": done[name]}) + "\n")
     _check_coverage(index, rejects, clips, params)
     _warn_of_leaks(quality, params)
     return index
 
 
 def _plan(clips: list[Clip], params: Params) -> Iterator[tuple[str, list[Clip]]]:
-    """(SPLIT/NAME of a shard, its clips), classes mixed: fixed by the manifest and the seed before any decoding."""
+    """(SPLIT/NAME of a shard, its clips), classes mixed: fixed by the manifest and the seed before any decoding.
+
+    A clip that is added gets into a new shard, one that is gone changes its own, and all others stay.
+    """
+    size, clips = params.shard.clips_per_shard, placed(clips, clips, params.seed)
     for split in SPLITS:
-        chosen = [clip for clip in clips if clip.split == split and clip.status == "ok"]
-        random.Random(f"{params.seed} {split}").shuffle(chosen)
-        size = params.shard.clips_per_shard
-        for number, begin in enumerate(range(0, len(chosen), size)):
-            yield f"{split}/{params.dataset}-{split}-{number:06d}", chosen[begin : begin + size]
+        chosen = sorted((clip for clip in clips if clip.split == split and clip.status == "ok"),
+                        key=lambda clip: clip.slot)
+        number, batches = 0, sorted({clip.batch for clip in chosen})
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+            shards = defaultdict(list)
+            for clip in chosen:
+                if clip.batch == batch:
+                    shards[(clip.slot - batch) // size].append(clip)
+            for place, members in shards.items():
+                yield f"{split}/{params.dataset}-{split}-{number + place:06d}", members
+            number += -(-(following - batch) // size) if following is not None else 0
+
+
+def _take_over(plan: list[tuple[str, list[Clip]]], raw: Path, folder: Path, params: Params,
+               root: Path) -> dict[str, str]:
+    """Finish those shards that were made before, by the cache; returns what each is made from, as one hash."""
+    output = f"data/shards/{params.dataset}"
+    origins = _origins(plan, raw, root, params)
+    tars, before = cached.sums(root, output), {}
+    with suppress(OSError, ValueError, KeyError):
+        if cached.take(root, tars["made.jsonl"], folder / "made.jsonl"):
+            before = {row["of"]: row for row in map(json.loads, (folder / "made.jsonl").read_text().splitlines())}
+    taken = 0
+    for name, _ in plan:
+        row = before.get(origins[name])
+        if row and not _finished(folder, name) and cached.take(root, tars.get(f"{row['name']}.tar", "none"),
+                                                               _tar(folder, name)):
+            if _tar(folder, name).stat().st_size == row["stats"]["bytes"]:
+                with atomic(folder / "stats" / f"{name}.json") as path:
+                    path.write_text(json.dumps(row["stats"]))
+                taken += 1
+    if taken:
+        print(f"{taken} of {len(plan)} shards are as before")
+    return origins
+
+
+def _origins(plan: list[tuple[str, list[Clip]]], raw: Path, root: Path, params: Params) -> dict[str, str]:
+    """Of each shard a hash of its clips with their files, of the settings, and of the code that makes samples."""
+    package = Path(__file__).parents[1]
+    code = [sha256(path) for path in (Path(__file__), package / "clips.py", *sorted((package / "media").glob("*.py")))]
+    common = json.dumps([asdict(params.shard), code], sort_keys=True)
+    known, lock = cached.sums(root, f"data/raw/{params.dataset}"), root / "dvc.lock"
+    since = lock.stat().st_mtime if lock.exists() else 0
+
+    def contents(path: Path) -> str:  # of a file changed since DVC has looked at it: by its bytes
+        if not path.exists():
+            return ""
+        name = str(path.relative_to(raw))
+        return known[name] if name in known and path.stat().st_mtime <= since else md5(path)
+
+    found = {}
+    for name, clips in plan:
+        rows = [[{**clip.row(), "batch": 0, "slot": 0}, contents(raw / clip.path)] for clip in clips]
+        found[name] = hashlib.sha256((common + json.dumps(rows)).encode()).hexdigest()
+    return found
 
 
 def _finished(folder: Path, name: str) -> dict | None:

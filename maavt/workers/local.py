@@ -44,9 +44,9 @@ def fan_out(
 
     A result is a Rejected when the function raised one, when it took longer than `time_limit` seconds (reason
     `timed out`), when it needed `memory_limit` bytes more than its process began with (`out of memory`), or when its
-    process died (`decoder crashed`). Any other exception of the function is raised here, with a note of the item's
-    `label`; with `tolerant` its traceback is logged, and the result is a Rejected (`failed here`). Items are taken as
-    they are needed and few are in flight, so memory stays flat.
+    process died (`decoder crashed`; of SIGKILL, which may come from outside, twice). Any other exception of the
+    function is raised here, with a note of the item's `label`; with `tolerant` its traceback is logged, and the result
+    is a Rejected (`failed here`). Items are taken as they are needed and few are in flight, so memory stays flat.
 
     `function` and the items are pickled; workers start by importing the main module, hence the usual
     `if __name__ == "__main__"`. They ignore Ctrl-C and end at once when the iterator is closed, when it fails, or
@@ -96,6 +96,7 @@ class _Task:
     result: Any = None
     error: Exception | None = None
     done: bool = False
+    killed: bool = False  # once, by somebody
 
 
 @dataclass(eq=False)
@@ -116,10 +117,13 @@ class _Crew:
         self.time_limit = time_limit
         self.memory_limit = memory_limit
         self.workers: list[_Worker] = []
+        self.again: list[_Task] = []  # whose worker somebody killed
         self.failed_starts = 0
 
     def hand_out(self, waiting: deque[_Task]) -> None:
         """Give each idle worker a task, and start workers for the rest."""
+        while self.again:
+            waiting.appendleft(self.again.pop())
         for worker in self.workers:
             if waiting and worker.ready and worker.task is None:
                 worker.task = waiting.popleft()
@@ -169,6 +173,10 @@ class _Crew:
         self.workers.remove(worker)
         code = children.end(worker.process, worker.pipe)
         if worker.task:
+            if code == -signal.SIGKILL and not worker.task.killed:
+                worker.task.killed = True
+                self.again.append(worker.task)
+                return
             if code == -signal.SIGALRM:
                 result = Rejected("timed out", f"{label(worker.task.item)} took longer than {self.time_limit:g} s")
             else:

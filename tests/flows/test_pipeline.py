@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,10 @@ import httpx
 import psutil
 import pytest
 
+from tests.conftest import GIT, clone
+
 PROJECT = Path(__file__).resolve().parents[2]
+PATIENCE = float(os.environ.get("MAAVT_TEST_PATIENCE", "1"))  # more where others keep the machine busy
 
 DVC_YAML = """
 stages:
@@ -28,7 +32,9 @@ stages:
       model: ${models}
     cmd: python stage.py train-${item.model} shard
     deps: [shard]
+    params: [tokens]
     outs: ["train-${item.model}"]
+    metrics: ["metrics-${item.model}.json"]
   shard:
     cmd: python stage.py shard
     outs: [shard]
@@ -55,27 +61,35 @@ if behaviour.get("waits"):
     while not Path("go on").exists():
         time.sleep(0.1)
     child.kill()
-if "exit code" in behaviour:
-    sys.exit(behaviour["exit code"])
+while "beside" in behaviour and behaviour["beside"] not in Path("runs.txt").read_text():
+    time.sleep(0.1)
+if "exit code" in behaviour and Path("runs.txt").read_text().split().count(name) <= behaviour.get("times", 99):
+    sys.exit(f"error: {name} is ill") if behaviour["exit code"] == 1 else sys.exit(behaviour["exit code"])
+if name.startswith("train"):
+    tokens = int(Path("params.yaml").read_text().split("tokens: ")[1].split()[0])
+    Path(f"metrics-{name[-1]}.json").write_text(json.dumps({"accuracy": tokens / 100}))
 Path(name).write_text(" ".join([*(Path(i).read_text() for i in inputs), name]))
 """
 
 
-def make_project(folder: Path, **behaviour) -> Path:
+def make_project(folder: Path, graph: str = DVC_YAML, **behaviour) -> Path:
     """A git and DVC project with four stages: shard, train@a, train@b, report."""
     folder.mkdir(parents=True)
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True)
-    (folder / "dvc.yaml").write_text(DVC_YAML)
-    (folder / "params.yaml").write_text("models: [a, b]\n")
+    (folder / "dvc.yaml").write_text(graph)
+    (folder / "params.yaml").write_text("models: [a, b]   # both\ntokens: 5\n")
     (folder / "stage.py").write_text(STAGE_PY)
     (folder / "behaviour.json").write_text(json.dumps(behaviour))
+    (folder / ".gitignore").write_text("/*.txt\n/*.json\n/.work\n")
+    for command in (["add", "."], ["commit", "-qm", "a project"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, env=os.environ | GIT)
     return folder
 
 
 def wait_for(what: str, condition, seconds: float = 60):
     """The first true value of condition(); fails the test when there is none in time."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while not (value := condition()):
         if time.monotonic() > end:
             pytest.fail(f"waited {seconds} s in vain for {what}")
@@ -127,7 +141,7 @@ class Api:
     """The few calls of the Prefect server's API that the tests need."""
 
     def __init__(self, url: str, deployment: str):
-        self.client = httpx.Client(base_url=url, timeout=30)
+        self.client = httpx.Client(base_url=url, timeout=30 * PATIENCE)
         self.deployment = self.call("GET", f"/deployments/name/pipeline/{deployment}")["id"]
 
     def call(self, method: str, path: str, body: dict | None = None):
@@ -158,11 +172,21 @@ class Api:
         body = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return [line["message"] for line in self.call("POST", "/logs/filter", body)]
 
-    def tasks(self, run: str) -> list[str]:
-        """The names of a run's tasks, in the order they began."""
+    def errors(self, run: str) -> list[str]:
+        """The messages of a run's log at the level of errors."""
+        body = {"logs": {"flow_run_id": {"any_": [run]}, "level": {"ge_": 40}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return [line["message"] for line in self.call("POST", "/logs/filter", body)]
+
+    def tasks(self, run: str, key: str = "name") -> list[str]:
+        """The names (or states) of a run's tasks, in the order they began."""
         body = {"flow_runs": {"id": {"any_": [run]}}}
         tasks = self.call("POST", "/task_runs/filter", body)
-        return [task["name"] for task in sorted(tasks, key=lambda task: task["start_time"])]
+        return [task[key] for task in sorted(tasks, key=lambda task: task["start_time"])]
+
+    def artifacts(self, run: str) -> dict[str, object]:
+        """The artifacts of a run, by what their keys begin with."""
+        found = self.call("POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+        return {artifact["key"].partition("-")[0]: artifact["data"] for artifact in found}
 
 
 @pytest.fixture(scope="session")
@@ -187,17 +211,17 @@ def environment(folder):
 
 
 @pytest.fixture(scope="session")
-def every_minute(folder):
-    """The project that is served with a schedule of one run per minute."""
-    return make_project(folder / "every minute")
+def by_hand(folder):
+    """A project that is served, and has no runs but those that a test starts."""
+    return make_project(folder / "by hand")
 
 
 @pytest.fixture(scope="session")
-def api(folder, environment, every_minute):
-    """A running server, and a running `flows.serve` whose deployment is `every minute`."""
+def api(folder, environment, by_hand):
+    """A running server, and a running `flows.serve` whose deployment is `by hand`."""
     url = environment["PREFECT_API_URL"]
     server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-    serve = [sys.executable, "-m", "flows.serve", "--cron", "* * * * *", "--limit", "4"]
+    serve = [sys.executable, "-m", "flows.serve", "--cron", "0 0 1 1 *", "--limit", "4"]
 
     def answers(path):
         try:
@@ -207,16 +231,17 @@ def api(folder, environment, every_minute):
 
     with background([*server, "--port", str(httpx.URL(url).port)], folder / "server.log", environment):
         wait_for("the Prefect server", lambda: answers("/health"), 120)
-        with background([*serve, "--project", str(every_minute)], folder / "serve.log", environment):
-            name = "/deployments/name/pipeline/every minute"
+        with background([*serve, "--project", str(by_hand)], folder / "serve.log", environment):
+            name = "/deployments/name/pipeline/by hand"
             wait_for("the deployment", lambda: answers(name))
-            yield Api(url, "every minute")
+            yield Api(url, "by hand")
 
 
-def test_triggered_run_makes_every_stage_in_order_logs_its_lines_and_pushes(api, folder):
+def test_triggered_run_makes_every_stage_in_order_logs_its_lines_pushes_and_says_what_came_of_it(api, folder):
     project = make_project(folder / "complete")
     remote = [sys.executable, "-m", "dvc", "remote", "add", "-q", "-d", "store", str(folder / "dvc store")]
     subprocess.run(remote, cwd=project, check=True)
+    (project / "params.yaml").write_text("models: [a, b]   # both\ntokens: 7\n")
     run = api.start(project, push=True)
     assert api.end(run)["type"] == "COMPLETED"
     assert (project / "report").read_text() == "shard train-a shard train-b report"
@@ -227,28 +252,88 @@ def test_triggered_run_makes_every_stage_in_order_logs_its_lines_and_pushes(api,
     wait_for("the log", lambda: any("files pushed" in line for line in api.lines(run)))
     begins = [line.split()[0] for line in api.lines(run) if line.endswith(" begins")]
     assert begins == (project / "runs.txt").read_text().split()
+    assert not [line for line in api.lines(run) if "git add" in line or "autostage" in line]
     assert list((folder / "dvc store").rglob("*"))
 
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=project, capture_output=True, text=True)
+    head = head.stdout.strip()
+    known = api.call("GET", f"/flow_runs/{run}")
+    assert known["name"].startswith(f"complete {head}+ tokens=7 ")
+    assert {"project:complete", f"git:{head}+", "tokens=7", "push"} <= set(known["tags"])
+    told = api.artifacts(run)
+    assert "| report | train@a, train@b | Completed |" in told["graph"]
+    assert {(row["value"], row["change"]) for row in json.loads(told["metrics"])} == {(0.07, "")}
 
-def test_progress_bar_becomes_a_few_lines_of_the_log_and_its_last_state_is_one(api, folder):
+    assert_cached_and_compared(api, project)
+
+
+def assert_cached_and_compared(api, project: Path) -> None:
+    """A second run finds all done; an experiment is kept under its name, beside the last run's numbers."""
+    second = api.start(project)
+    assert api.end(second)["type"] == "COMPLETED"
+    wait_for("the tasks' records", lambda: api.tasks(second, "state_name") == ["Cached"] * 4)
+    before = {name: (project / name).read_bytes() for name in ("params.yaml", "dvc.lock")}
+    third = api.start(project, set=["tokens=9"])
+    assert api.end(third)["type"] == "COMPLETED"
+    assert {name: (project / name).read_bytes() for name in before} == before
+    dvc = [sys.executable, "-m", "dvc", "exp", "list", "--name-only"]
+    assert subprocess.run(dvc, cwd=project, capture_output=True, text=True).stdout.split() == ["tokens-9"]
+    rows = json.loads(api.artifacts(third)["experiment"])
+    assert {(row["value"], row["last run"], row["change"]) for row in rows} == {(0.09, 0.07, 0.02)}
+    assert {"tokens=9"} <= set(api.call("GET", f"/flow_runs/{third}")["tags"])
+    assert (project / "metrics-a.json").read_text() == '{"accuracy": 0.07}'
+
+
+def test_progress_bar_becomes_a_few_lines_and_a_push_without_a_remote_is_a_state_that_warns(api, folder):
     project = make_project(folder / "progress")
-    run = api.start(project)
-    api.end(run)
+    run = api.start(project, push=True)
+    state = api.end(run)
+    assert (state["type"], state["name"]) == ("COMPLETED", "NotPushed") and "no default dvc remote" in state["message"]
     wait_for("the last line", lambda: "report: 100 of 100" in api.lines(run))
     assert len([line for line in api.lines(run) if line.startswith("shard: ")]) < 5
 
 
-def test_failed_stage_fails_the_run_which_names_the_stage_and_its_exit_code(api, folder):
-    project = make_project(folder / "fails", **{"train-b": {"exit code": 3}})
-    state = api.end(api.start(project))
-    assert (state["type"], state["message"]) == ("FAILED", "stage train@b failed with exit code 3")
+def test_failed_stage_fails_the_run_which_names_it_with_its_last_words_and_tells_a_command(api, folder):
+    project = make_project(folder / "fails", **{"train-b": {"exit code": 1}})
+    run = api.start(project, retries=3, notify=f"cat > '{folder}/told.json'")
+    state = api.end(run)
+    assert (state["type"], state["message"]) == ("FAILED", "stage train@b failed with exit code 1")
     assert not (project / "report").exists()
+    assert (project / "runs.txt").read_text().split().count("train-b") == 1  # another try cannot help
+    told = json.loads((folder / "told.json").read_text())
+    assert (told["state"], told["message"]) == ("Failed", state["message"])
+    assert "error: train-b is ill" in told["last_lines"]
+    assert "error: train-b is ill" in Path(told["log"]).read_text()
+    wait_for("the error", lambda: "error: train-b is ill" in api.errors(run))
 
 
-def test_failed_stage_is_tried_again_as_often_as_asked(api, folder):
-    project = make_project(folder / "retries", shard={"exit code": 1})
-    assert api.end(api.start(project, retries=2))["type"] == "FAILED"
-    assert (project / "runs.txt").read_text().split() == ["shard"] * 3
+def test_only_a_failed_download_and_a_stopped_stage_are_tried_again(api, folder):
+    graph = DVC_YAML.replace("shard", "download")
+    project = make_project(folder / "retries", graph, download={"exit code": 1, "times": 2},
+                           **{"train-a": {"exit code": 75, "times": 1}, "train-b": {"exit code": 3}})
+    assert api.end(api.start(project, retries=2, pause=0.1))["message"] == "stage train@b failed with exit code 3"
+    runs = (project / "runs.txt").read_text().split()
+    assert [runs.count(name) for name in ("download", "train-a", "train-b")] in ([3, 2, 1], [3, 0, 1])
+    wrong = make_project(folder / "wrong", graph, download={"exit code": 2})
+    assert api.end(api.start(wrong, retries=2, pause=0.1))["type"] == "FAILED"
+    assert (wrong / "runs.txt").read_text().split() == ["download"]
+
+
+def test_stages_that_do_not_need_one_another_run_at_the_same_time_when_asked(api, folder, environment):
+    project = make_project(folder / "parallel", **{"train-a": {"beside": "train-b"}, "train-b": {"beside": "train-a"}})
+    done = subprocess.run([sys.executable, "-m", "flows.pipeline", "--project", str(project)], cwd=PROJECT, timeout=600,
+                          env=environment | {"MAAVT_PARALLEL_STAGES": "2"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (project / "report").read_text() == "shard train-a shard train-b report"
+    again = [sys.executable, "-m", "dvc", "repro"]
+    assert "Running" not in subprocess.run(again, cwd=project, capture_output=True, text=True, check=True).stdout
+
+
+def test_wrong_settings_are_told_before_anything_runs(folder, environment):
+    project = make_project(folder / "wrong settings")
+    done = subprocess.run([sys.executable, "-m", "flows.pipeline", "--project", str(project), "--set", "tokenz=1"],
+                          cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: tokenz=1: params.yaml has no tokenz; is tokens meant?\n"
 
 
 def test_cancelled_run_leaves_no_process(api, folder):
@@ -309,6 +394,44 @@ def test_run_while_another_dvc_command_works_says_so(api, folder):
     assert state["message"] == f"stage shard was not run: another dvc command works in {project}"
 
 
+@contextmanager
+def served(project: Path, cron: str, folder: Path, environment: dict, *options: str):
+    """A running `flows.serve` of a project."""
+    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(project), *options]
+    with background(command, folder / f"serve {project.name}.log", environment) as process:
+        yield process
+
+
+def runs_of(api, deployment: str) -> list[dict]:
+    body = {"deployments": {"name": {"any_": [deployment]}}, "limit": 200}
+    return api.call("POST", "/flow_runs/filter", body)
+
+
+def test_cron_starts_runs_a_killed_one_is_marked_as_crashed_and_of_missed_ones_one_follows(api, folder, environment):
+    project = make_project(folder / "power cut", shard={"waits": True})
+    with served(project, "* * * * * */3", folder, environment) as runner:  # every three seconds
+        waiting_stage(project)
+        processes = psutil.Process(runner.pid).children(recursive=True)
+        for process in [psutil.Process(runner.pid), *processes]:
+            process.kill()
+    killed = wait_for("the run", lambda: [run for run in runs_of(api, "power cut") if run["state_type"] == "RUNNING"])
+    assert killed[0]["auto_scheduled"] and killed[0]["parameters"]["project"] == str(project)
+    psutil.wait_procs(processes, 30)
+    (project / "go on").touch()
+    time.sleep(30)  # ten periods
+    with served(project, "0 0 1 1 *", folder, environment):
+        state = wait_for("the mark", lambda: [
+            run["state"] for run in runs_of(api, "power cut") if run["id"] == killed[0]["id"]
+            and run["state_type"] == "CRASHED"])[0]
+        assert "is gone" in state["message"]
+        wait_for("the run that was missed", lambda: [
+            run for run in runs_of(api, "power cut") if run["state_type"] == "COMPLETED"])
+        time.sleep(5)
+    states = [run["state_name"] for run in runs_of(api, "power cut") if run["state_type"] != "CANCELLED"
+              and run["expected_start_time"] < run["updated"]]
+    assert sorted(states) == ["Completed", "Crashed"]
+
+
 @pytest.mark.parametrize(
     "cron, api_url, code, message",
     [
@@ -316,8 +439,8 @@ def test_run_while_another_dvc_command_works_says_so(api, folder):
         ("0 3 * * *", "http://127.0.0.1:9/api", 1, "no Prefect server answers at http://127.0.0.1:9/api"),
     ],
 )
-def test_serve_ends_with_one_line_and_a_code(environment, every_minute, cron, api_url, code, message):
-    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(every_minute)]
+def test_serve_ends_with_one_line_and_a_code(environment, by_hand, cron, api_url, code, message):
+    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(by_hand)]
     wrong = {**environment, "PREFECT_API_URL": api_url}
     done = subprocess.run(command, cwd=PROJECT, env=wrong, capture_output=True, text=True)
     assert done.returncode == code
@@ -325,14 +448,58 @@ def test_serve_ends_with_one_line_and_a_code(environment, every_minute, cron, ap
     assert done.stderr.count("\n") == 1
 
 
-def test_cron_run_appears_by_itself_and_completes(api, every_minute):
-    def completed():
-        body = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
-        return [run for run in api.call("POST", "/flow_runs/filter", body) if run["auto_scheduled"]]
+def test_an_ingest_makes_the_shards_of_new_clips_alone_and_says_what_came_and_went(api, folder, environment, made):
+    own = folder / "my clips"
+    for number, clip in enumerate(sorted((made / "data/raw/synth").rglob("*.mp4"))):
+        (place := own / "train test val".split()[number % 3] / "cat dog".split()[number % 2]).mkdir(
+            parents=True, exist_ok=True)
+        shutil.copy(clip, place / clip.name)
+    later = [own / "train" / name / f"{number}.mp4" for number, name in enumerate(("cat", "dog", "cat"))]
+    project = clone(folder / "of my own", dataset="folder", folder={"root": str(own)}, shard={
+        "clips_per_shard": 2, "min_coverage": 1.0})
 
-    run = wait_for("a cron run", completed, 100)[0]
-    assert run["parameters"]["project"] == str(every_minute)
-    assert (every_minute / "report").exists()
+    def ingest() -> tuple[dict[str, str], str]:
+        done = subprocess.run([sys.executable, "-m", "flows.ingest", "--project", str(project)], cwd=project,
+                              env=environment | {"PYTHONPATH": str(project)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        index = json.loads((project / "data/shards/folder/index.json").read_text())
+        return {name: shard["sha256"] for name, shard in index["shards"].items()}, done.stdout + done.stderr
+
+    before, told = ingest()
+    assert "18 new, 0 gone, 0 missing" in told and len(before) == 9
+    for path, clip in zip(later, sorted((made / "data/raw/synth/test").glob("*.mp4")), strict=False):
+        shutil.copy(clip, path)
+    after, told = ingest()
+    assert "3 new, 0 gone, 0 missing" in told and "9 of 11 shards are as before" in told
+    assert before.items() <= after.items() and len(after) == 11
+    next((own / "val" / "cat").glob("*.mp4")).unlink()
+    last, told = ingest()
+    assert "0 new, 1 gone, 0 missing" in told and "10 of 11 shards are as before" in told
+    assert len(after.items() - last.items()) == 1 and set(last) == set(after)
+
+
+def test_a_worker_takes_the_runs_of_the_deployments_in_prefect_yaml(api, folder, environment):
+    home = folder / "deployed"
+    for name in ("flows", "maavt"):
+        shutil.copytree(PROJECT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "prefect.yaml", home)
+    project = make_project(folder / "for the worker")
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    options = {"cwd": home, "check": True, "capture_output": True,
+               "env": environment | {"PYTHONPATH": str(home), "PWD": str(home)}}
+    subprocess.run([*prefect, "work-pool", "create", "maavt", "--type", "process"], **options)
+    subprocess.run([*prefect, "deploy", "--all"], **options)
+    deployed = {(one["name"], one["schedules"][0]["schedule"]["cron"] if one["schedules"] else "")
+                for one in api.call("POST", "/deployments/filter", {}) if one["work_pool_name"] == "maavt"}
+    assert deployed == {("nightly", "0 3 * * *"), ("weekly", "0 1 * * 0"), ("weekly", "0 12 * * 6"), ("by-hand", "")}
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "maavt"]
+    with background(worker, folder / "worker.log", environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}):
+        by_hand = api.call("GET", "/deployments/name/pipeline/by-hand")["id"]
+        body = {"parameters": {"project": str(project), "set": ["tokens=8"]}}
+        run = api.call("POST", f"/deployments/{by_hand}/create_flow_run", body)["id"]
+        assert api.end(run)["type"] == "COMPLETED"
+    dvc = [sys.executable, "-m", "dvc", "exp", "list", "--name-only"]
+    assert subprocess.run(dvc, cwd=project, capture_output=True, text=True).stdout.split() == ["tokens-8"]
 
 
 def test_nothing_in_maavt_imports_prefect():

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import os
 import random
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maavt.clips import SPLITS, read_manifest, write_manifest
+from maavt.clips import SPLITS, placed, read_manifest, write_manifest
 from maavt.errors import UserError
 from maavt.media.sample import make_sample
 from maavt.stages import shard
@@ -181,3 +182,54 @@ def test_a_mistake_of_ours_on_one_clip_costs_that_clip_alone(project, monkeypatc
     assert sorted(set(before) - set(samples(project))) == ["train-00003"]
     assert [(row["key"], row["stage"], row["reason"]) for row in rejects(project)] == [
         ("train-00003", "shard", "failed here")]
+
+
+def remember(project: Path, *outputs: str) -> None:
+    """Put outputs into a cache and a dvc.lock, as DVC does."""
+    stages = {}
+    for number, output in enumerate(outputs):
+        entries = []
+        for path in (path for path in (project / output).rglob("*") if path.is_file()):
+            name = str(path.relative_to(project / output))
+            entries.append({"md5": keep(project, path.read_bytes()), "relpath": name})
+        whole = keep(project, json.dumps(entries).encode(), ".dir")
+        stages[f"stage{number}"] = {"outs": [{"path": output, "md5": whole}]}
+    (project / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
+def keep(project: Path, content: bytes, suffix: str = "") -> str:
+    md5 = hashlib.md5(content).hexdigest() + suffix
+    place = project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(content)
+    return md5
+
+
+def test_new_clips_get_shards_of_their_own_and_the_others_are_not_made_again(project, monkeypatch, capsys):
+    raw, decoded = project / "data/raw/synth", []
+    clips, labels = read_manifest(raw)
+    monkeypatch.setattr(shard, "fan_out", lambda function, items, **_: (
+        (decoded.append(clip.key) or clip, function(clip)) for clip in items))
+
+    def make(clips: list) -> dict[str, str]:
+        write_manifest(raw, clips, labels)
+        remember(project, "data/raw/synth", "data/shards/synth")
+        shutil.rmtree(project / "data/shards", ignore_errors=True)  # as DVC does
+        decoded.clear()
+        shard.main([])
+        return {name: facts["sha256"] for name, facts in index(project)["shards"].items()}
+
+    old = [clip for clip in clips if clip.key not in ("train-00002", "train-00007", "val-00001")]
+    shutil.rmtree(project / "data/shards")
+    before = make(placed(old, [], seed=0))
+    assert sorted(decoded) == sorted(clip.key for clip in old)
+    numbered = read_manifest(raw)[0]
+    after = make(placed(clips, numbered, seed=0))
+    assert sorted(decoded) == ["train-00002", "train-00007", "val-00001"]
+    assert before.items() <= after.items() and len(after) == len(before) + 2
+    assert f"{len(before)} of {len(after)} shards are as before" in capsys.readouterr().out
+    fresh = sorted(samples(project))
+    assert fresh == sorted(clip.key for clip in clips)
+    numbered = [clip for clip in read_manifest(raw)[0] if clip.key != "train-00000"]  # vanished
+    last = make(placed(numbered, numbered, seed=0))
+    assert len(after.items() - last.items()) == 1 and len(decoded) == 3 and last.keys() == after.keys()

@@ -2,7 +2,7 @@ import json
 
 import yaml
 
-from maavt.sources.cached import restore
+from maavt.fetch.cached import restore
 
 
 def write_cache(root, files: dict[str, bytes], place=".dvc/cache"):

@@ -1,0 +1,148 @@
+"""What a run says of itself on Prefect's page, and to a command that is told how it ended."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from prefect import get_run_logger
+from prefect.artifacts import Artifact, create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from ruamel.yaml import YAML
+
+NOTIFY_LIMIT = 60  # seconds for the command that is told
+KEEP = 50  # runs whose logs are kept
+
+
+def introduce(project: Path, settings: Sequence[str], **options) -> str:
+    """Give the run a name and tags: project, revision, settings that differ from the commit; returns the name."""
+    revision = _git(project, "rev-parse", "--short", "HEAD") or "no commit"
+    differing = [f"{key}={value}" for key, value in changed_settings(project).items()]
+    if _git(project, "status", "--porcelain", "--untracked-files=no"):
+        revision += "+"  # with changes that are not committed
+    given = [f"{name}={value}" if value is not True else name for name, value in options.items() if value]
+    name = " ".join([project.name, revision, *(settings or differing)])
+    name = f"{name if len(name) <= 100 else name[:97] + '...'} {flow_run.id[-4:] if flow_run.id else ''}".strip()
+    if flow_run.id:
+        tags = [*flow_run.tags, f"project:{project.name}", f"git:{revision}", *settings, *differing, *given]
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, name=name, tags=list(dict.fromkeys(tags)),
+                                   infrastructure_pid=f"{socket.gethostname()}:{os.getpid()}")
+    return name
+
+
+def changed_settings(project: Path) -> dict[str, object]:
+    """The keys of params.yaml whose values are not those of the commit."""
+    def flat(values, above: str = "") -> dict[str, object]:
+        if not isinstance(values, dict) or not values:
+            return {above: values}
+        return {key: value for name, inner in values.items()
+                for key, value in flat(inner, f"{above}.{name}" if above else str(name)).items()}
+
+    with suppress(Exception):  # no commit, or a file that is not YAML: which others tell
+        yaml = YAML(typ="safe")
+        before = flat(yaml.load(_git(project, "show", "HEAD:./params.yaml")))
+        now = flat(yaml.load((project / "params.yaml").read_text()))
+        return {key: value for key, value in now.items() if key not in before or before[key] != value}
+    return {}
+
+
+def logs(project: Path, name: str) -> Path:
+    """The folder for the whole logs of a run; those of the oldest runs are removed."""
+    folder = project / ".work" / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[: -KEEP + 1]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder / re.sub(r"[^\w.=+-]+", "_", name)
+
+
+def publish(project: Path, rows: list[dict[str, str]], settings: Sequence[str]) -> dict[str, float]:
+    """Leave the artifacts of a run: metrics beside the last run's, the graph, rejects by reason, a link to the report.
+
+    `rows` say of each stage what became of it. Returns the metrics.
+    """
+    key = slug(project.name)
+    metrics = read_metrics(project)
+    last = _last(f"metrics-{key}")
+    table = [{"metric": name, "value": value, "last run": last.get(name, ""),
+              "change": round(value - last[name], 6) if name in last else ""} for name, value in metrics.items()]
+    if table:
+        # An experiment is compared with the last run that had no settings of its own, and is none for the next one.
+        kind = "experiment" if settings else "metrics"
+        create_table_artifact(table, key=f"{kind}-{key}", description=f"Metrics: {' '.join(settings) or project.name}")
+    lines = ["| stage | after | state | seconds |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(row[key] for key in ("stage", "after", "state", "seconds")) + " |" for row in rows]
+    create_markdown_artifact("\n".join(lines), key=f"graph-{key}", description="The stages, in their order")
+    if rejects := read_rejects(project):
+        create_table_artifact([{"stage": stage, "reason": reason, "clips": count}
+                               for (stage, reason), count in rejects.most_common()],
+                              key=f"rejects-{key}", description="Clips that cannot be used, by reason")
+    report = project / "data" / "report" / "index.html"
+    if report.exists():
+        create_link_artifact(report.as_uri(), key=f"report-{key}", link_text=str(report),
+                             description="On the machine that ran it")
+    return metrics
+
+
+def read_metrics(project: Path) -> dict[str, float]:
+    """All numbers of the project's metrics: `data/eval/maavt/metrics: accuracy` and the like."""
+    from dvc.repo import Repo
+
+    found = {}
+    with Repo(str(project)) as repo:
+        files = repo.metrics.show().get("", {}).get("data", {})
+    for file, content in sorted(files.items()):
+        numbers = content.get("data", {})
+        for name, value in numbers.items() if isinstance(numbers, dict) else ():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found[f"{Path(file).with_suffix('')}: {name}"] = value
+    return found
+
+
+def read_rejects(project: Path) -> Counter:
+    """(stage, reason) -> clips, of the data set of the settings."""
+    with suppress(OSError, KeyError, TypeError):
+        dataset = YAML(typ="safe").load((project / "params.yaml").read_text())["dataset"]
+        with open(project / "data" / "shards" / dataset / "rejects.csv", newline="") as file:
+            return Counter((row["stage"], row["reason"]) for row in csv.DictReader(file))
+    return Counter()
+
+
+def notify(command: str, facts: Mapping) -> None:
+    """Run the command of --notify in a shell with the facts as JSON on its standard input; it fails alone."""
+    with subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True) as process:
+        try:
+            said, _ = process.communicate(json.dumps(facts, default=str), timeout=NOTIFY_LIMIT)
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said, code = "", f"no end within {NOTIFY_LIMIT} s"
+    if code:
+        get_run_logger().warning("--notify: the command failed (%s): %s", code, said.strip()[-500:])
+
+
+def _last(key: str) -> dict[str, float]:
+    """What the table of that key said last."""
+    with suppress(Exception):  # no such artifact yet, or one of another form
+        artifact = Artifact.get(key)
+        return {row["metric"]: float(row["value"]) for row in json.loads(artifact.data)}
+    return {}
+
+
+def slug(name: str) -> str:
+    """What the keys of artifacts may have: small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "project"
+
+
+def _git(project: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True).stdout.strip()

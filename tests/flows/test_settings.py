@@ -1,0 +1,102 @@
+"""Settings of one run alone: told where they are wrong, and gone afterwards, whatever becomes of the run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.settings import changed, changed_text, experiment_name, put_back
+from maavt.errors import UserError
+from tests.conftest import GIT, ROOT, tiny_settings
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A git repository with params.yaml, dvc.lock and a metric, as after a run."""
+    for name, text in (("params.yaml", "tokens: 5   # prompts\nmodels: [maavt]\n"), ("dvc.lock", "before"),
+                       ("dvc.yaml", "stages: {}"), ("data/eval/maavt/metrics.json", "{}"), (".gitignore", "/.dvc\n")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a project"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, env=os.environ | GIT)
+    return tmp_path
+
+
+def work(project: Path) -> None:
+    """What a run leaves behind."""
+    (project / "dvc.lock").write_text("after")
+    for model in ("maavt", "lavish"):
+        (project / "data/eval" / model).mkdir(exist_ok=True)
+        (project / "data/eval" / model / "metrics.json").write_text('{"accuracy": 1}')
+
+
+def status(project: Path) -> str:
+    return subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True).stdout
+
+
+def test_the_workspace_is_as_before_and_comments_stay(project):
+    with changed(project, ["tokens=10", "models=[maavt, lavish]"]):
+        text = (project / "params.yaml").read_text()
+        assert "# prompts" in text and yaml.safe_load(text) == {"tokens": 10, "models": ["maavt", "lavish"]}
+        work(project)
+    assert status(project) == "" and not (project / ".dvc/tmp/before").exists()
+
+
+def test_what_a_killed_run_left_is_put_back_by_the_next(project):
+    script = f"""
+import os, signal
+from pathlib import Path
+from flows.settings import changed
+from tests.flows.test_settings import work
+with changed(Path({str(project)!r}), ["tokens=10"]):
+    work(Path({str(project)!r}))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL and status(project) != ""
+    with changed(project, []):
+        assert status(project) == ""
+    assert not put_back(project)
+
+
+def test_a_file_that_somebody_edits_meanwhile_stays(project, capsys):
+    with changed(project, ["tokens=10"]):
+        (project / "params.yaml").write_text("tokens: 6\n")
+    assert (project / "params.yaml").read_text() == "tokens: 6\n"
+    assert "was edited while a run had settings of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong, told", [
+    ("tokenz=1", "tokenz=1: params.yaml has no tokenz; is tokens meant?"),
+    ("tokens", "'tokens' is no setting; expected KEY=VALUE"),
+    ("tokens.a=1", "tokens.a=1: params.yaml has no tokens.a; expected one of its keys"),
+    ("models=[maavt", "the value is not YAML"),
+])
+def test_what_is_no_setting_is_told(project, wrong, told):
+    with pytest.raises(UserError, match=told.replace("?", r"\?").replace("[", r"\[")):
+        changed_text(project, [wrong])
+
+
+@pytest.mark.parametrize("wrong, told", [
+    (["tokens=many"], "tokens: 'many'; expected integer"),
+    (["models=maavt"], r"models: 'maavt'; expected a list, such as \[maavt\]"),
+    (["models=[]"], r"models: \[\]; expected at least 1"),
+    (["dataset=foo"], "dataset: 'foo'; expected 'synth', 'ave'"),
+    (["weights=foo"], "weights: no file .*foo; expected packaged, timm, random"),
+    (["seed=-1", "tokens=-1"], "2 mistakes in params.yaml and seed=-1"),
+])
+def test_wrong_values_are_told_in_our_words(tmp_path, wrong, told):
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_settings()))
+    with pytest.raises(UserError, match=told):
+        changed_text(tmp_path, wrong)
+
+
+def test_an_experiment_is_called_by_its_settings():
+    assert experiment_name(["tokens=10", "maavt.lsa=false", "models=[a,b]"]) == "tokens-10-maavt-lsa-false-models-a-b"
