@@ -52,15 +52,14 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
                   measure(media, frames, shown=frames_of_pairs(recipe), sample_rate=recipe.sample_rate))
 
 
-def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool = False
+def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, begin: float | None = None, length: float = 0.0
               ) -> tuple[dict[int, np.ndarray], np.ndarray, list[float]]:
     """The frames that a clip's pairs need, (frame_size, frame_size, 3) uint8 by their second; its spectrograms
-    (pairs, frames, bins) float16, one of all its sound and all frames that a window may need when `whole`; and the
-    second at which each pair begins, whose frame is that of frame_second().
+    (pairs, frames, bins) float16; and the second at which each pair begins, whose frame is that of frame_second().
 
-    Raises Rejected.
+    Of the `length` seconds of the file from `begin` on where that is not None. Raises Rejected.
     """
-    return _read(path, recipe, frame_size, whole)[1:]
+    return _read(path, recipe, frame_size, False, begin, length)[1:]
 
 
 def _read(path: Path, recipe: Spectrogram, frame_size: int, whole: bool, begin: float | None = None,

@@ -1,0 +1,122 @@
+"""A trained model that is asked about recordings: their classes, events and vectors.
+
+B windows, S image size, C classes.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maavt.clips import BACKGROUND
+from maavt.errors import UsageError
+from maavt.media.rejected import explain
+from maavt.models import MODELS
+from maavt.recordings.events import events_of
+from maavt.recordings.windows import File, Part, parts_of
+from maavt.shards.loader import BACKGROUND_LABEL, Batch
+from maavt.training.adapter import load_adapter
+from maavt.training.runtime import Prediction, pick_device, place, predict
+from maavt.work import project_root
+
+BATCH = 32  # windows
+WAITING = 3  # batches that the model has before it, while more are read
+
+
+def folder_of(model: str | os.PathLike) -> Path:
+    """The folder of a model: one of this project by its name, or any by its path. Raises UsageError for none."""
+    if model in MODELS:
+        return project_root() / "data" / "models" / model
+    if not (Path(model) / "config.json").is_file():
+        raise UsageError(f"no model in {os.fspath(model)}; expected {', '.join(MODELS)} (of this project), or the "
+                         "folder that maavt export wrote")
+    return Path(model)
+
+
+class Trained:
+    """The model in a folder, on a device, ready to be asked; `classes` are its classes."""
+
+    def __init__(self, model: str | os.PathLike = "maavt", device: str | None = None):
+        self.folder = folder_of(model)
+        self.whole, self.normalise, self.config = load_adapter(self.folder)
+        self.device = pick_device(device)
+        self.model = place(self.whole, self.device).for_inference()
+        self.classes, self.background = self.config["classes"], self.config["background"]
+
+    def predict(self, file: str | os.PathLike, *, top: int = 1, threshold: float = 0.0) -> dict:
+        """The windows and events of one recording, or the reason why it has none, as `maavt predict` prints them."""
+        return next(self.answers([File(os.fspath(file), named=True)], top=top, threshold=threshold, workers=0))
+
+    def answers(self, files: list[File], *, top: int, threshold: float, workers: int) -> Iterator[dict]:
+        """One answer per file, in order. With `top`, that many of the likeliest classes of each window."""
+        def rows(batch: Batch) -> list[dict]:
+            return [self._row(found, top) for found in predict(self.model, [batch], self.normalise,
+                                                               background=self.background)]
+
+        for parts in self.asked(rows, files, workers=workers):
+            yield answer(parts, threshold)
+
+    def _row(self, found: Prediction, top: int) -> dict:
+        """What is said of a window: its class, background counted as one, and the likeliest of all."""
+        empty = found.predicted == BACKGROUND_LABEL
+        row = {"class": BACKGROUND if empty else self.classes[found.predicted],
+               "probability": round(found.probability, 4)}
+        if top > 1:
+            present = 1 - found.probability if empty else found.probability / max(found.classes[found.best_class], 1e-9)
+            every = dict(zip(self.classes, (found.classes * present).tolist(), strict=True))
+            every |= {BACKGROUND: 1 - present} if self.background else {}
+            best = sorted(every, key=every.get, reverse=True)[:top]
+            row["top"] = {name: round(every[name], 4) for name in best}
+        return row
+
+    def asked(self, ask: Callable[[Batch], list], files: Iterable[File], *, workers: int
+              ) -> Iterator[list[tuple[Part, list]]]:
+        """The parts of each file, with what `ask` makes of their windows.
+
+        Batches go across files and parts, to a thread of the model's own, while worker processes read on.
+        """
+        waiting: deque[Part] = deque()  # parts whose windows are not all answered, in order
+        held: list[tuple] = []  # windows that are in no batch yet
+        running, rows, file = deque(), deque(), []
+        with ThreadPoolExecutor(1, thread_name_prefix="model") as pool:
+            for part in chain(parts_of(files, self.config, workers=workers), [None]):  # None: there are no more
+                if part:
+                    held += part.windows()
+                    waiting.append(part.without_windows())
+                while len(held) >= BATCH or held and not part:
+                    running.append(pool.submit(ask, _batch(held[:BATCH])))
+                    del held[:BATCH]
+                while running and (not part or len(running) > WAITING or running[0].done()):
+                    rows += running.popleft().result()
+                while waiting and len(rows) >= len(waiting[0].times):
+                    file.append((done := waiting.popleft(), [rows.popleft() for _ in done.times]))
+                    if done.last:
+                        yield file
+                        file = []
+
+
+def _batch(windows: list[tuple]) -> Batch:
+    """Windows (path, second, frame, spectrogram) as the model's batches are."""
+    paths, seconds, frames, sound = zip(*windows, strict=True)
+    return Batch(frames=torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2),
+                 spectrograms=torch.from_numpy(np.stack(sound)),
+                 labels=torch.full((len(paths),), BACKGROUND_LABEL), keys=list(paths), seconds=list(seconds))
+
+
+def answer(file: list[tuple[Part, list[dict]]], threshold: float) -> dict:
+    """What is said of one recording: its windows and events, the parts that could not be read (`unread`); of one
+    without any window the reason alone."""
+    first = file[0][0]
+    windows = [{"from": begin, "to": to, **row} for part, rows in file
+               for (begin, to), row in zip(part.times, rows, strict=True)]
+    if not windows:
+        return {"file": first.path, **explain(first.failed)}
+    unread = [{"from": part.begin, "to": part.begin + part.length, **explain(part.failed)} for part, _ in file
+              if part.failed]
+    return {"file": first.path, "seconds": first.total, "windows": windows,
+            "events": list(events_of(windows, threshold)), **({"unread": unread} if unread else {})}
