@@ -5,24 +5,27 @@ B windows, S image size, C classes.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from maavt.clips import BACKGROUND
-from maavt.errors import UsageError
+from maavt.errors import UsageError, UserError
+from maavt.fetch.tree import shown
 from maavt.media.rejected import explain
 from maavt.models import MODELS
 from maavt.recordings.events import events_of
 from maavt.recordings.windows import File, Part, parts_of
-from maavt.shards.loader import BACKGROUND_LABEL, Batch
+from maavt.shards.loader import BACKGROUND_LABEL, Batch, Loader
+from maavt.shards.reader import Reader
 from maavt.training.adapter import load_adapter
 from maavt.training.runtime import Prediction, pick_device, place, predict
-from maavt.work import project_root
+from maavt.work import project_root, sha256
 
 BATCH = 32  # windows
 WAITING = 3  # batches that the model has before it, while more are read
@@ -41,11 +44,12 @@ def folder_of(model: str | os.PathLike) -> Path:
 class Trained:
     """The model in a folder, on a device, ready to be asked; `classes` are its classes."""
 
-    def __init__(self, model: str | os.PathLike = "maavt", device: str | None = None):
+    def __init__(self, model: str | os.PathLike = "maavt", device: str | None = None, *, vectors: bool = False):
         self.folder = folder_of(model)
         self.whole, self.normalise, self.config = load_adapter(self.folder)
         self.device = pick_device(device)
-        self.model = place(self.whole, self.device).for_inference()
+        place(self.whole, self.device)
+        self.model = self._for_vectors() if vectors else self.whole.for_inference()
         self.classes, self.background = self.config["classes"], self.config["background"]
 
     def predict(self, file: str | os.PathLike, *, top: int = 1, threshold: float = 0.0) -> dict:
@@ -58,8 +62,12 @@ class Trained:
             return [self._row(found, top) for found in predict(self.model, [batch], self.normalise,
                                                                background=self.background)]
 
-        for parts in self.asked(rows, files, workers=workers):
-            yield answer(parts, threshold)
+        parts = []
+        for part, said in self.asked(rows, files, workers=workers):
+            parts.append((part, said))
+            if part.last:
+                yield answer(parts, threshold)
+                parts = []
 
     def _row(self, found: Prediction, top: int) -> dict:
         """What is said of a window: its class, background counted as one, and the likeliest of all."""
@@ -74,15 +82,53 @@ class Trained:
             row["top"] = {name: round(every[name], 4) for name in best}
         return row
 
-    def asked(self, ask: Callable[[Batch], list], files: Iterable[File], *, workers: int
-              ) -> Iterator[list[tuple[Part, list]]]:
-        """The parts of each file, with what `ask` makes of their windows.
+    def _for_vectors(self) -> nn.Module:
+        try:
+            return self.whole.for_vectors()
+        except (AttributeError, ValueError) as error:
+            why = error if isinstance(error, ValueError) else "this kind has none; expected maavt"
+            raise UserError(f"{self.folder}: no vectors of sounds and pictures: {why}") from None
+
+    @property
+    def sha256(self) -> str:
+        """What tells this training from any other."""
+        return sha256(self.folder / "adapter.safetensors")
+
+    def vectors(self, files: list[File], *, workers: int) -> Iterator[list[dict] | dict]:
+        """The rows of each part of each file, one per window: file, from, to, class, sound (P,) and picture (P,); of
+        what could not be read a dict with the reason instead. For a model made with `vectors`."""
+        for part, rows in self.asked(self._compare, files, workers=workers):
+            yield {"file": part.path, **explain(part.failed)} if part.failed else [
+                {"file": shown(part.path), "from": begin, "to": to, **row}
+                for (begin, to), row in zip(part.times, rows, strict=True)]
+
+    def vectors_of_split(self, split: str) -> Iterator[list[dict]]:
+        """The same of the clips of one split, a list per batch from the shards, each row with its `label`."""
+        loader = Loader(Reader.of(self.config["dataset"]), split, batch=BATCH, image_size=self.config["image_size"],
+                        augment=self.config["augment"])
+        names = [*self.classes, BACKGROUND]
+        for batch in loader.in_order():
+            rows = zip(batch.keys, batch.seconds, batch.labels.tolist(), self._compare(batch), strict=True)
+            yield [{"file": key, "from": second, "to": second + loader.recipe["seconds"], "label": names[label], **row}
+                   for key, second, label, row in rows]
+
+    @torch.inference_mode()
+    def _compare(self, batch: Batch) -> list[dict]:
+        frames, sound, _ = self.normalise(batch, self.device)
+        output, picture, sound = self.model(frames, sound)
+        predicted = output.predicted() if self.background else output.logits.argmax(-1)
+        names = [*self.classes, BACKGROUND]
+        return [{"class": names[number], "sound": heard, "picture": seen} for number, heard, seen in zip(
+            predicted.tolist(), sound.cpu().numpy(), picture.cpu().numpy(), strict=True)]
+
+    def asked(self, ask: Callable[[Batch], list], files: list[File], *, workers: int) -> Iterator[tuple[Part, list]]:
+        """Each part of each file, with what `ask` makes of its windows.
 
         Batches go across files and parts, to a thread of the model's own, while worker processes read on.
         """
         waiting: deque[Part] = deque()  # parts whose windows are not all answered, in order
         held: list[tuple] = []  # windows that are in no batch yet
-        running, rows, file = deque(), deque(), []
+        running, rows = deque(), deque()
         with ThreadPoolExecutor(1, thread_name_prefix="model") as pool:
             for part in chain(parts_of(files, self.config, workers=workers), [None]):  # None: there are no more
                 if part:
@@ -94,10 +140,7 @@ class Trained:
                 while running and (not part or len(running) > WAITING or running[0].done()):
                     rows += running.popleft().result()
                 while waiting and len(rows) >= len(waiting[0].times):
-                    file.append((done := waiting.popleft(), [rows.popleft() for _ in done.times]))
-                    if done.last:
-                        yield file
-                        file = []
+                    yield (done := waiting.popleft()), [rows.popleft() for _ in done.times]
 
 
 def _batch(windows: list[tuple]) -> Batch:

@@ -7,7 +7,7 @@ W windows, S image size, T frames and F bins of a spectrogram.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -78,7 +78,7 @@ def files_of(names: Iterable[str | os.PathLike]) -> list[File]:
     return found
 
 
-def parts_of(files: Iterable[File], config: dict, *, workers: int) -> Iterator[Part]:
+def parts_of(files: Sequence[File], config: dict, *, workers: int) -> Iterator[Part]:
     """The parts of these files in order, by the config.json of a model; with `workers` 0 they are read in this process.
 
     Files of a folder that are no videos are left out, unless their names say that they should be some.
@@ -90,9 +90,10 @@ def parts_of(files: Iterable[File], config: dict, *, workers: int) -> Iterator[P
         looks = ((file, look(file.path)) for file in files)
         yield from (read(part) for part in _plan(looks, recipe))
         return
-    looks = fan_out(_look, files, workers=1, time_limit=LOOK_LIMIT, tolerant=True, label=_path)
-    for part, result in fan_out(read, _plan(looks, recipe), workers=workers, in_flight=AHEAD, time_limit=READ_LIMIT,
-                                memory_limit=MEMORY_LIMIT, tolerant=True, label=_path):
+    looks = fan_out(look, (file.path for file in files), workers=1, time_limit=LOOK_LIMIT, tolerant=True)
+    plan = _plan(((file, result) for file, (_, result) in zip(files, looks, strict=True)), recipe)
+    for part, result in fan_out(read, plan, workers=workers, in_flight=AHEAD, time_limit=READ_LIMIT,
+                                memory_limit=MEMORY_LIMIT, tolerant=True, label=lambda part: part.path):
         yield replace(part, failed=result) if isinstance(result, Rejected) else result
 
 
@@ -103,31 +104,20 @@ def of_any_length(recipe: Spectrogram) -> Spectrogram:
     return replace(recipe, clip_seconds=part + recipe.seconds, pairs="covered", offset=0, pad="tile")
 
 
-def _path(item: File | Part) -> str:
-    return item.path
-
-
-def _look(file: File) -> Look:
-    return look(file.path)
-
-
 def _plan(looks: Iterable[tuple[File, Look | Rejected]], recipe: Spectrogram) -> Iterator[Part]:
     """The parts of files at which somebody has looked, still empty; no part is shorter than a window."""
     from maavt.sources.folder import SUFFIXES
 
     step = recipe.clip_seconds - recipe.seconds
     for file, seen in looks:
-        if seen_as_none(seen) and not file.named and PurePath(file.path).suffix.lower() not in SUFFIXES:
+        crashed = isinstance(seen, Rejected)  # or took too long: it may be a video
+        suffix = PurePath(file.path).suffix.lower()
+        if not crashed and seen.reason and not file.named and suffix not in SUFFIXES:
             continue
-        total = 0.0 if isinstance(seen, Rejected) else seen.seconds
+        total = 0.0 if crashed else seen.seconds
         begins = [number * step for number in range(max(int((total - recipe.seconds) // step) + 1, 1))]
         for begin, end in zip(begins, [*begins[1:], total or recipe.clip_seconds], strict=True):
             yield Part(file.path, float(begin), end - begin, total, last=begin == begins[-1])
-
-
-def seen_as_none(seen: Look | Rejected) -> bool:
-    """Whether a look at a file found no video with sound; what only crashed or took too long may be one."""
-    return isinstance(seen, Look) and bool(seen.reason)
 
 
 def _read(part: Part, recipe: Spectrogram, frame_size: int, crop: int) -> Part:
