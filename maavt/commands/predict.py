@@ -14,6 +14,7 @@ from pathlib import Path
 from maavt.commands.options import add_asking, number, share, workers
 from maavt.errors import UserError
 from maavt.progress import progress
+from maavt.recordings.page import Page
 from maavt.recordings.trained import Trained
 from maavt.recordings.windows import files_of
 from maavt.work import atomic
@@ -32,8 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threshold", type=share, default=0.0, metavar="P", help="from which on the class of "
                         "a window makes an event (default: %(default)g)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="a table of windows, events and failures, too")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="a page with players, a time line of classes and the "
+                        "attention, too")
     options = parser.parse_args(arguments)
     files, model = files_of(options.files), Trained(options.model, options.device)
+    page = Page(options.html, model) if options.html else None
     failed = 0
     answers = model.answers(files, top=options.top, threshold=options.threshold, workers=workers(options))
     with ExitStack() as stack:
@@ -47,6 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
             failed += "reason" in answer
             if options.csv:
                 table.writerows(rows(answer))
+            if page:
+                page.add(answer)
+    if page:
+        page.write()
     if failed:
         raise UserError(f"{failed} of {len(files)} files could not be read; their lines say why")
 

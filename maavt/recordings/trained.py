@@ -20,7 +20,7 @@ from maavt.fetch.tree import shown
 from maavt.media.rejected import explain
 from maavt.models import MODELS
 from maavt.recordings.events import events_of
-from maavt.recordings.windows import File, Part, parts_of
+from maavt.recordings.windows import File, Part, parts_of, read_windows
 from maavt.shards.loader import BACKGROUND_LABEL, Batch, Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import load_adapter
@@ -81,6 +81,29 @@ class Trained:
             best = sorted(every, key=every.get, reverse=True)[:top]
             row["top"] = {name: round(every[name], 4) for name in best}
         return row
+
+    @torch.no_grad()
+    def attention(self, file: str | os.PathLike, times: list[tuple[float, float]]
+                  ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """Of each of these windows of a file, its frame (S, S, 3) and its spectrogram (bins, frames), upright, uint8,
+        each with where the class prompt attends; nothing of a model without attention to show.
+
+        The windows are read again: what a model has said of a long recording is kept, but not what it saw.
+        """
+        if not hasattr(self.whole, "attention_map"):
+            return [[] for _ in times]
+        found = []
+        for part in read_windows(os.fspath(file), times, self.config):
+            if part.failed:
+                found.append([])
+                continue
+            frames, sound, _ = self.normalise(_batch(part.windows()[:1]), self.device)
+            maps = (scores.float().cpu().numpy().reshape(round(scores.numel() ** 0.5), -1)
+                    for scores in self.whole.attention_map(frames, sound))
+            heard = sound[0].float().cpu().numpy().T[::-1]
+            heard = (255 * (heard - heard.min()) / max(np.ptp(heard), 1e-9)).astype(np.uint8)
+            found.append([(part.frames[0], next(maps)), (heard, next(maps).T[::-1])])
+        return found
 
     def _for_vectors(self) -> nn.Module:
         try:

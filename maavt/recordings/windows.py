@@ -83,9 +83,8 @@ def parts_of(files: Sequence[File], config: dict, *, workers: int) -> Iterator[P
 
     Files of a folder that are no videos are left out, unless their names say that they should be some.
     """
-    recipe = of_any_length(Spectrogram(**config["spectrogram"]))
-    crop = config["image_size"] if config["augment"] == "crop" else config["frame_size"]
-    read = partial(_read, recipe=recipe, frame_size=config["frame_size"], crop=crop)
+    read = _reader(config)
+    recipe = read.keywords["recipe"]
     if not workers:
         looks = ((file, look(file.path)) for file in files)
         yield from (read(part) for part in _plan(looks, recipe))
@@ -95,6 +94,19 @@ def parts_of(files: Sequence[File], config: dict, *, workers: int) -> Iterator[P
     for part, result in fan_out(read, plan, workers=workers, in_flight=AHEAD, time_limit=READ_LIMIT,
                                 memory_limit=MEMORY_LIMIT, tolerant=True, label=lambda part: part.path):
         yield replace(part, failed=result) if isinstance(result, Rejected) else result
+
+
+def read_windows(path: str, times: Iterable[tuple[float, float]], config: dict) -> Iterator[Part]:
+    """Windows of a file that parts_of() named, each again as a part of its own, read in this process."""
+    read = _reader(config)
+    return (read(Part(path, begin, to - begin, to, last=True)) for begin, to in times)
+
+
+def _reader(config: dict) -> partial:
+    """What reads a part for the model of a config.json."""
+    crop = config["image_size"] if config["augment"] == "crop" else config["frame_size"]
+    return partial(_read, recipe=of_any_length(Spectrogram(**config["spectrogram"])), frame_size=config["frame_size"],
+                   crop=crop)
 
 
 def of_any_length(recipe: Spectrogram) -> Spectrogram:
