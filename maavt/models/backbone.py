@@ -50,11 +50,14 @@ def load_backbone(name: str, *, image_size: int, folder: Path | None = None) -> 
     try:
         vit.load_state_dict(checkpoint_filter_fn(load_file(path), vit, antialias=True))
     except FileNotFoundError:
-        raise UserError(f"no {path}; run the backbone stage first (dvc repro backbone)") from None
+        raise UserError(f"no {path}; {_advice(folder)}") from None
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit {name} ({str(error).splitlines()[0]}); run the backbone stage again "
-                        "(dvc repro -f backbone)") from None
+        raise UserError(f"{path} does not fit {name} ({str(error).splitlines()[0]}); {_advice(folder)}") from None
     return vit
+
+
+def _advice(folder: Path | None) -> str:
+    return "export the model again (maavt export)" if folder else "run the backbone stage (dvc repro -f backbone)"
 
 
 def read_origin(name: str, folder: Path | None = None) -> dict:
@@ -63,4 +66,4 @@ def read_origin(name: str, folder: Path | None = None) -> dict:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"no {path}; run the backbone stage first (dvc repro backbone)") from None
+        raise UserError(f"no {path}; {_advice(folder)}") from None

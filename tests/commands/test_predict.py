@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import av
 import pytest
@@ -105,6 +107,23 @@ def test_a_folder_is_answered_in_order_and_broken_files_are_rows_while_the_other
     windows = [window for answer in said.values() for window in answer.get("windows", [])]
     assert [(float(row["to"]), row["class"]) for row in table if row["what"] == "window"] == [
         (window["to"], window["class"]) for window in windows]
+
+
+def test_the_page_shows_players_events_and_attention_and_hostile_names_as_text(project, capsys):
+    hostile = project / "<script>alert(1)</script> \"'&#.mp4"
+    hostile.parent.mkdir(parents=True, exist_ok=True)
+    hostile.write_bytes((project / CLIPS / "test-00001.mp4").read_bytes())
+    config = json.loads((project / "data/models/maavt/config.json").read_text())
+    config["classes"] = ["<b>" + name for name in config["classes"]]
+    (project / "data/models/maavt/config.json").write_text(json.dumps(config))
+    assert run(hostile, project / "missing.mp4", "--html", "pages/said.html") == 1
+    page = (project / "pages/said.html").read_text()
+    said = answers(capsys)
+    assert "<script>alert" not in page and "<b>" not in page and "Not read: missing file." in page
+    assert page.count('data-from="') == len(said[0]["events"]) > 0
+    assert page.count("data:image/jpeg") == 2 * len(said[0]["events"])
+    (address,) = re.findall(r'src="(\.\./[^"]*)"', page)
+    assert (project / "pages" / unquote(address)).resolve() == hostile.resolve()
 
 
 def test_the_likeliest_classes_are_said_and_a_threshold_leaves_events_out(project, capsys):
