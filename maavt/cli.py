@@ -23,7 +23,10 @@ COMMANDS = {
     "bench": "measure sharding and loading beside the usual way (maavt bench data)",
     "probe": "say of media files whether they can be used, as JSON",
     "clips": "print the manifest of a data set, without downloading it",
-    "predict": "print the classes of clips, second by second, as JSON",
+    "predict": "say what recordings of any length show, as windows and events",
+    "embed": "write the sounds and pictures of recordings as vectors",
+    "search": "find pictures by a sound, or sounds by a picture, among such vectors",
+    "export": "write a trained model as a folder that travels",
 }
 
 

@@ -1,68 +1,68 @@
-"""One clip of the user's own -> its classes, second by second, as a line of JSON."""
+"""`maavt predict FILE...|FOLDER`: what recordings of any length show and sound like, window by window and as events.
+
+One line of JSON per file, in order: its windows (from, to, class, probability), and the events that neighbouring
+windows of one class make; or the reason why there are none. What the model takes for background is in no event.
+"""
 
 import argparse
+import csv
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from maavt.clips import BACKGROUND
+from maavt.commands.options import add_asking, number, share, workers
 from maavt.errors import UserError
-from maavt.media.rejected import Rejected, explain
-from maavt.media.sample import frame_second, read_clip
-from maavt.models import MODELS
-from maavt.params import Spectrogram
-from maavt.shards.loader import BACKGROUND_LABEL, Batch
-from maavt.training.adapter import load_adapter
-from maavt.training.runtime import Prediction, pick_device, place, predict
-from maavt.work import project_root
+from maavt.progress import progress
+from maavt.recordings.page import Page
+from maavt.recordings.trained import Trained
+from maavt.recordings.windows import files_of
+from maavt.work import atomic
+
+COLUMNS = ("file", "what", "from", "to", "class", "probability", "reason")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print one line of JSON per file: its seconds with their classes, or the reason why there are none.
+    """Print the answers, each as soon as it is known.
 
     Raises UserError, after the last file, when some could not be read.
     """
     parser = argparse.ArgumentParser("maavt predict", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a video with sound")
-    parser.add_argument("--model", choices=sorted(MODELS), default="maavt", help="which trained model to ask")
+    add_asking(parser)
+    parser.add_argument("--top", type=number, default=1, metavar="N", help="say the N likeliest classes of a window")
+    parser.add_argument("--threshold", type=share, default=0.0, metavar="P", help="from which on the class of "
+                        "a window makes an event (default: %(default)g)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="a table of windows, events and failures, too")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="a page with players, a time line of classes and the "
+                        "attention, too")
     options = parser.parse_args(arguments)
-    model, normalise, config = load_adapter(project_root() / "data" / "models" / options.model)
-    model = place(model, pick_device()).for_inference()
+    files, model = files_of(options.files), Trained(options.model, options.device)
+    page = Page(options.html, model) if options.html else None
     failed = 0
-    for file in options.files:
-        try:
-            batch = read_pairs(Path(file), config)
-        except Rejected as rejection:
-            failed += 1
-            answer = {"file": file, **explain(rejection)}
-        else:
-            found = predict(model, [batch], normalise, background=config["background"])
-            answer = {"file": file, "pairs": [_as_json(prediction, config["classes"]) for prediction in found]}
-        print(json.dumps(answer), flush=True)
+    answers = model.answers(files, top=options.top, threshold=options.threshold, workers=workers(options))
+    with ExitStack() as stack:
+        if options.csv:
+            file = stack.enter_context(open(stack.enter_context(atomic(options.csv)), "w", newline="",
+                                            encoding="utf-8", errors="backslashreplace"))
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+        for answer in progress(answers, label="predicting", unit="file", total=len(files), silent=len(files) == 1):
+            print(json.dumps(answer), flush=True)
+            failed += "reason" in answer
+            if options.csv:
+                table.writerows(rows(answer))
+            if page:
+                page.add(answer)
+    if page:
+        page.write()
     if failed:
-        raise UserError(f"{failed} of {len(options.files)} files could not be read; their lines say why")
+        raise UserError(f"{failed} of {len(files)} files could not be read; their lines say why")
 
 
-def read_pairs(path: Path, config: dict) -> Batch:
-    """The pairs of one media file, made as the shards of the training data were. Raises Rejected."""
-    recipe, size = Spectrogram(**config["spectrogram"]), config["image_size"]
-    found, sound, begins = read_clip(path, recipe, frame_size=config["frame_size"])
-    frames = torch.from_numpy(np.stack([found[frame_second(begin, recipe)] for begin in begins])).permute(0, 3, 1, 2)
-    if config["augment"] == "crop":
-        edge = (config["frame_size"] - size) // 2
-        frames = frames[..., edge : edge + size, edge : edge + size]
-    return Batch(
-        frames=frames.contiguous(),
-        spectrograms=torch.from_numpy(sound),
-        labels=torch.full((len(sound),), BACKGROUND_LABEL),
-        keys=[path.name] * len(sound),
-        seconds=begins,
-    )
-
-
-def _as_json(prediction: Prediction, classes: list[str]) -> dict:
-    background = prediction.predicted == BACKGROUND_LABEL
-    return {"second": prediction.second, "class": BACKGROUND if background else classes[prediction.predicted],
-            "probability": round(prediction.probability, 4)}
+def rows(answer: dict) -> Iterator[dict]:
+    """An answer as rows of a table: each is a window, an event, or what could not be read (`failed`)."""
+    said = {"window": answer.get("windows", []), "event": answer.get("events", []),
+            "failed": [answer] if "reason" in answer else answer.get("unread", [])}
+    for what, entries in said.items():
+        for entry in entries:
+            yield {"file": answer["file"], "what": what} | {key: entry[key] for key in COLUMNS[2:] if key in entry}

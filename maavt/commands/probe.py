@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from maavt.commands.options import number, positive
 from maavt.errors import UserError
 from maavt.media.length import read_media
 from maavt.media.rejected import Rejected, explain
@@ -26,9 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser("maavt probe", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="a video file with sound")
-    parser.add_argument("--workers", type=_positive(int), help="files looked at at a time (default: MAAVT_WORKERS, "
+    parser.add_argument("--workers", type=number, help="files looked at at a time (default: MAAVT_WORKERS, "
                         "or the number of CPU cores)")
-    parser.add_argument("--time-limit", type=_positive(float), default=TIME_LIMIT, metavar="SECONDS",
+    parser.add_argument("--time-limit", type=positive, default=TIME_LIMIT, metavar="SECONDS",
                         help="for one file (default: %(default)g)")
     parser.add_argument("--dataset", metavar="NAME", help="judge as the shard stage does with the recipe that "
                         "params.yaml has for this data set (default: as clips of your own)")
@@ -72,14 +73,3 @@ def _measure(path: str, recipe: Spectrogram, keep: bool) -> tuple[int, float, st
     """(frames at one per second, seconds of sound, what is absent) of a file; raises Rejected."""
     media = read_media(Path(path), recipe, frame_size=32, keep=keep)
     return max(int(media.video_seconds + 0.5), media.absent != "picture"), media.audio_seconds, media.absent
-
-
-def _positive(kind: type):
-    def convert(text: str):
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a positive number")
-        return value
-
-    convert.__name__ = kind.__name__  # argparse names it in its message
-    return convert

@@ -54,16 +54,15 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
                   measure(media, frames, shown=frames_of_pairs(recipe), sample_rate=recipe.sample_rate))
 
 
-def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, whole: bool = False, keep: bool = False
-              ) -> tuple[dict[int, np.ndarray], np.ndarray | None, list[float]]:
+def read_clip(path: Path, recipe: Spectrogram, *, frame_size: int, begin: float | None = None, length: float = 0.0,
+              keep: bool = False) -> tuple[dict[int, np.ndarray], np.ndarray | None, list[float]]:
     """The frames that a clip's pairs need, (frame_size, frame_size, 3) uint8 by their second; its spectrograms
-    (pairs, frames, bins) float16, one of all its sound and all frames that a window may need when `whole`; and the
-    second at which each pair begins, whose frame is that of frame_second().
+    (pairs, frames, bins) float16; and the second at which each pair begins, whose frame is that of frame_second().
 
-    With `keep` there may be no frames (an empty dictionary: the picture is absent) or no spectrograms (None: the sound
-    is). Raises Rejected.
+    Of the `length` seconds of the file from `begin` on where that is not None. With `keep` there may be no frames (an
+    empty dictionary: the picture is absent) or no spectrograms (None: the sound is). Raises Rejected.
     """
-    return _read(path, recipe, frame_size, whole, keep=keep)[1:]
+    return _read(path, recipe, frame_size, False, begin, length, keep=keep)[1:]
 
 
 def _read(path: Path, recipe: Spectrogram, frame_size: int, whole: bool, begin: float | None = None,

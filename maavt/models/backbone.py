@@ -1,6 +1,7 @@
 """The frozen Vision Transformer that the models stand on: made by timm, filled with what the backbone stage wrote."""
 
 import json
+from pathlib import Path
 
 import timm
 from safetensors import SafetensorError
@@ -34,27 +35,35 @@ def create_backbone(name: str, *, image_size: int | None = None) -> VisionTransf
     return vit
 
 
-def load_backbone(name: str, *, image_size: int) -> VisionTransformer:
+def backbones() -> Path:
+    """Where the backbone stage puts the weights in this project."""
+    return project_root() / "data" / "backbone"
+
+
+def load_backbone(name: str, *, image_size: int, folder: Path | None = None) -> VisionTransformer:
     """The stage's weights in a ViT for `image_size` pixels; position embeddings are resampled by timm.
 
     Raises UserError when the backbone stage has not run.
     """
-    path = project_root() / "data" / "backbone" / f"{name}.safetensors"
+    path = (folder or backbones()) / f"{name}.safetensors"
     vit = create_backbone(name, image_size=image_size)
     try:
         vit.load_state_dict(checkpoint_filter_fn(load_file(path), vit, antialias=True))
     except FileNotFoundError:
-        raise UserError(f"no {path}; run the backbone stage first (dvc repro backbone)") from None
+        raise UserError(f"no {path}; {_advice(folder)}") from None
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit {name} ({str(error).splitlines()[0]}); run the backbone stage again "
-                        "(dvc repro -f backbone)") from None
+        raise UserError(f"{path} does not fit {name} ({str(error).splitlines()[0]}); {_advice(folder)}") from None
     return vit
 
 
-def read_origin(name: str) -> dict:
+def _advice(folder: Path | None) -> str:
+    return "export the model again (maavt export)" if folder else "run the backbone stage (dvc repro -f backbone)"
+
+
+def read_origin(name: str, folder: Path | None = None) -> dict:
     """The .json beside the weights: where they come from, their licence and sha256. Raises UserError without it."""
-    path = project_root() / "data" / "backbone" / f"{name}.json"
+    path = (folder or backbones()) / f"{name}.json"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"no {path}; run the backbone stage first (dvc repro backbone)") from None
+        raise UserError(f"no {path}; {_advice(folder)}") from None

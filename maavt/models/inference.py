@@ -123,7 +123,7 @@ class FastPatches(nn.Module):
 def own_only(x: Tensor, each: int) -> Tensor:
     """The last 2 `each` numbers of (2 B, N, F) are one half for each stream: set the other stream's to zero, in place.
     """
-    half, end = len(x) // 2, x.shape[-1]
+    half, end = x.shape[0] // 2, x.shape[-1]
     x[:half, :, end - each :].zero_()
     x[half:, :, end - 2 * each : end - each].zero_()
     return x

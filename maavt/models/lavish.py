@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maavt.models.head import PairHead
 from maavt.models.inference import FastPatches, Linear, constant, fast_blocks
 from maavt.models.output import Output
-from maavt.models.vit import as_images, embed, feed_forward, self_attention
+from maavt.models.vit import as_images, embed, feed_forward, self_attention, streams
 
 TABLE_7 = {192: (16, 32, False), 384: (8, 15, False), 768: (8, 2, True), 1024: (8, 2, True)}
 PLACES = ("visual_attention", "audio_attention", "visual_mlp", "audio_mlp")
@@ -147,7 +147,7 @@ class LAVISH(nn.Module):
 
     def _adapt(self, place: str, number: int, x: Tensor, other: Tensor) -> Tensor:
         """What the adapters of one place add to `x`; `other` is what the streams look at crosswise."""
-        (visual, audio), (seen, heard) = x.chunk(2), other.chunk(2)
+        (visual, audio), (seen, heard) = streams(x), streams(other)
         return torch.cat([self.adapters[f"visual_{place}"][number](visual, heard),
                           self.adapters[f"audio_{place}"][number](audio, seen)])
 
@@ -203,13 +203,13 @@ class LavishInference(nn.Module):
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
         x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])
-        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             x = block.attention(x, add=x).add_(self._adapt("attention", number, x, x))
             read = x if number < last else x[:, :1]
             x = block.mlp(read, add=read).add_(self._adapt("mlp", number, read, x))
-        return self.head(*self.norm(x[:, 0]).chunk(2))
+        return self.head(*streams(self.norm(x[:, 0])))
 
     _adapt = LAVISH._adapt
 

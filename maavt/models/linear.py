@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.output import Output
-from maavt.models.vit import as_images, embed, run_block
+from maavt.models.vit import as_images, embed, run_block, streams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class LinearHead(nn.Linear):
         self.background, self.multilabel = config.background, config.multilabel
 
     def forward(self, cls: Tensor) -> Output:
-        logits = super().forward(torch.cat(F.layer_norm(cls.float(), cls.shape[-1:]).chunk(2), -1))
+        logits = super().forward(torch.cat(streams(F.layer_norm(cls.float(), cls.shape[-1:])), -1))
         return Output(logits[:, :-1], logits[:, -1], one_softmax=True) if self.background else Output(
             logits, multilabel=self.multilabel)
 
@@ -89,7 +89,7 @@ class LinearInference(nn.Module):
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
         x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])
-        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
         for block in self.blocks:
             x = block(x, 1 if block.last else None)
         return self.head(self.norm(x[:, 0]))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maavt.models.adapters import StreamAdapters
 from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.output import Output
-from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, run_block
+from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, run_block, streams
 
 LSA_HEADS = 8
 PROJECTOR_OUTPUTS = {"mlp": 256, "linear": 512}
@@ -104,6 +104,11 @@ class MAAVT(nn.Module):
         """Names of what is trained but discarded afterwards, and not counted: the projectors (section C)."""
         return ["visual_projectors", "audio_projectors"] if len(self.visual_projectors) else []
 
+    def aligning(self) -> list[str]:
+        """Names of what is kept beside what is trained, and not counted: the last block's projectors, by which the
+        vectors of the streams are compared."""
+        return [f"{name}.{len(self.visual_projectors) - 1}" for name in self.training_only()]
+
     def parts(self) -> dict[str, list[str]]:
         """What learns at a rate of its own, by the name of its setting."""
         return {"adapter": ["adapters"], "prompt": ["class_prompt", "background_prompt", "prompts"]}
@@ -115,6 +120,13 @@ class MAAVT(nn.Module):
     def for_inference(self, kind: torch.dtype | None = None, *, pack: bool = True) -> nn.Module:
         """A copy for inference alone, in the compute type or in another; `pack` is False for torch.compile."""
         return MaavtInference(self, kind or self.backbone.patch_embed.proj.weight.dtype, pack)
+
+    def for_vectors(self, kind: torch.dtype | None = None, *, pack: bool = True) -> nn.Module:
+        """A copy that says vectors of pictures and sounds, too; ValueError where nothing ever compared them."""
+        if not len(self.visual_projectors):
+            raise ValueError("it was trained without the contrastive loss, which alone makes pictures and sounds "
+                             "comparable; expected maavt.contrastive: blockwise or final")
+        return MaavtVectors(self, kind or self.backbone.patch_embed.proj.weight.dtype, pack)
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
         x, patches = self._tokens(frames, spectrograms)  # (2 B, N, D): visual, then audio
@@ -199,16 +211,40 @@ class MaavtInference(nn.Module):
         self.background_head = constant(model.background_head, torch.float32) if self.background else None
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
-        read = 1 + self.background
+        return self._output(self._run(frames, spectrograms, 1 + self.background))
+
+    def _run(self, frames: Tensor, spectrograms: Tensor, read: int) -> Tensor:
+        """The first `read` of all tokens after the last block: (2 B, read, D)."""
         x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])  # (2 B, N, D)
-        learned = self.learned.repeat_interleave(len(frames), 0)
+        learned = self.learned.repeat_interleave(frames.shape[0], 0)
         x = torch.cat([learned, x], 1)  # what is read first; attention does not see the order
         for block in self.blocks:
             x = block(x, read if block.last else None)
-        summary = torch.cat(self.norm(x).float().chunk(2), -1)  # (B, read, 2 D)
+        return x
+
+    def _output(self, x: Tensor) -> Output:
+        summary = torch.cat(streams(self.norm(x).float()), -1)  # (B, read, 2 D)
         return Output(self.head(summary[:, 0]),
                       self.background_head(summary[:, 1])[:, 0] if self.background else None,
                       multilabel=self.multilabel)
+
+
+class MaavtVectors(MaavtInference):
+    """MA-AVT for inference with what the contrastive loss compares in the last block: the mean shared prompt of each
+    stream through its projector, of length 1 -> (Output, visual (B, P), audio (B, P))."""
+
+    def __init__(self, model: MAAVT, kind: torch.dtype, pack: bool):
+        super().__init__(model, kind, pack)
+        self.tokens = model.config.tokens
+        self.project = nn.ModuleList(constant(projectors[-1], torch.float32)
+                                     for projectors in (model.visual_projectors, model.audio_projectors))
+
+    def forward(self, frames: Tensor, spectrograms: Tensor) -> tuple[Output, Tensor, Tensor]:
+        x = self._run(frames, spectrograms, self.learned.shape[1])
+        means = streams(x[:, -self.tokens :].float().mean(1))
+        visual, audio = (nn.functional.normalize(project(mean), dim=-1)
+                         for project, mean in zip(self.project, means, strict=True))
+        return self._output(x[:, : 1 + self.background]), visual, audio
 
 
 def _projector(kind: str, width: int) -> nn.Module:

@@ -113,14 +113,14 @@ class MbtInference(nn.Module):
         self.head = constant(model.head, torch.float32)
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
-        visual, audio = (torch.cat([cls.expand(len(frames), -1, -1), patches(x)], 1)
+        visual, audio = (torch.cat([cls.expand(frames.shape[0], -1, -1), patches(x)], 1)
                          for cls, patches, x in zip(self.cls, self.patches, (frames, spectrograms[:, None]),
                                                     strict=True))
         depth, own = len(self.blocks[0]), visual.shape[1]
         enters = self.fusion_layer if self.fusion_layer < depth else 0
         for number, (see, hear) in enumerate(zip(*self.blocks, strict=True)):
             if number == enters:
-                shared = self.bottlenecks.expand(len(frames), -1, -1)
+                shared = self.bottlenecks.expand(frames.shape[0], -1, -1)
                 visual, audio = torch.cat([visual, shared], 1), torch.cat([audio, shared], 1)
             read = 1 if see.last else None
             visual, audio = see(visual, read), hear(audio, read)

@@ -65,6 +65,12 @@ def run_block(block: Block, x: Tensor, read: slice | None = None, own: StreamAda
     return x + feed_forward(block, x, own)
 
 
+def streams(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The halves of a batch, visual and audio: (2 B, ...) -> 2 times (B, ...). Unlike chunk(), torch.export follows it
+    for any B."""
+    return x.unflatten(0, (2, -1)).unbind(0)
+
+
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """(B, N, parts D) -> parts times (B, H, N, D/H)."""
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)

@@ -16,8 +16,9 @@ from maavt.work import atomic
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What was trained and is kept, by name: not the backbone, nor what is discarded after training."""
-    kept = model.trained()
+    """What was trained and is kept, by name: not the backbone, nor what is discarded after training. What vectors are
+    compared by is kept too, where a model has that."""
+    kept = model.trained() + getattr(model, "aligning", list)()
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if under(name, kept)}
 
 
@@ -32,7 +33,8 @@ def save_adapter(folder: Path, weights: dict[str, Tensor], config: dict) -> None
 def load_adapter(folder: Path) -> tuple[nn.Module, Normaliser, dict]:
     """The model around its backbone, how to normalise what it reads, and its config.json.
 
-    Raises UserError when the model was not trained, or not on the backbone that is here now.
+    The backbone's weights are those in `backbone` below an exported model, else those of the project. Raises UserError
+    when the model was not trained, or not on the backbone that is here now.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -42,12 +44,14 @@ def load_adapter(folder: Path) -> tuple[nn.Module, Normaliser, dict]:
                         f"dvc exp run -S 'models=[{folder.name}]'") from None
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{folder} holds no whole model ({error}); train it again") from None
-    here = read_origin(config["backbone"])["sha256"]
+    own = folder / "backbone"
+    backbones = own if own.is_dir() else None
+    here = read_origin(config["backbone"], backbones)["sha256"]
     if here != config["backbone_sha256"]:
         raise UserError(f"{folder} was trained on other weights of {config['backbone']} (sha256 "
                         f"{config['backbone_sha256'][:12]}) than are in data/backbone now ({here[:12]}); train again")
-    model = create_model(config["model"], load_backbone(config["backbone"], image_size=config["image_size"]),
-                         config["settings"])
+    vit = load_backbone(config["backbone"], image_size=config["image_size"], folder=backbones)
+    model = create_model(config["model"], vit, config["settings"])
     missing = trained_weights(model).keys() ^ weights.keys()
     if missing:
         raise UserError(f"{folder}: adapter.safetensors and config.json do not belong together ({sorted(missing)[:3]})")

@@ -24,13 +24,14 @@ def device_name() -> str:
     return os.environ.get("MAAVT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pick_device() -> torch.device:
-    """The device of that name, made ready for use. Raises UserError for what is not there."""
-    name = device_name()
+def pick_device(asked: str | None = None) -> torch.device:
+    """The device of that name, by default device_name(), made ready for use. Raises UserError for what is not there."""
+    name = asked or device_name()
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"MAAVT_DEVICE={name}: {str(error).splitlines()[0]}; expected cpu, cuda or such as cuda:1"
+        what = "device " if asked else "MAAVT_DEVICE="
+        raise UserError(f"{what}{name}: {str(error).splitlines()[0]}; expected cpu, cuda or such as cuda:1"
                         ) from None
     device = torch.device(name)
     if device.type == "cpu":

@@ -1,0 +1,1 @@
+"""Recordings of any length: their windows, what a trained model says of them, and what becomes of that."""
