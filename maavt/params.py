@@ -21,7 +21,8 @@ from maavt.work import project_root
 FEWEST, MOST = 3, 100  # epochs that `auto` makes
 PAPER = {  # what `recipe: paper` switches off or takes back
     "maavt": {"lora_rank": 0, "bottleneck": 0, "same_class": "negatives", "contrastive_weight": 1.0,
-              "contrastive_from": 0.0, "stream_weight": 0.0, "prompt_rate": 1.0},
+              "contrastive_from": 0.0, "stream_weight": 0.0, "prompt_init": "random", "prompt_rate": 1.0,
+              "mining": 0.2},
     "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "shift": 0.0, "gain": 0.0, "noise": 0.0},
     "train": {"clip": 0.0, "average": 0.0, "balance": 0.0, "modality_dropout": 0.0},
 }
@@ -220,6 +221,7 @@ class Maavt:
     """MA-AVT beside `tokens`: how prompts begin, the ablation switches (section D), and what the paper has not."""
 
     prompt_std: Annotated[float, Field(gt=0, le=2)]
+    prompt_init: Literal["random", "patches"]
     unimodal_prompts: bool
     shared_prompts: bool
     lsa: bool

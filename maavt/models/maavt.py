@@ -32,6 +32,7 @@ class MaavtConfig:
     multilabel: bool = False
     tokens: int = 5
     prompt_std: float = 0.02
+    prompt_init: str = "random"
     unimodal_prompts: bool = True
     shared_prompts: bool = True
     lsa: bool = True
@@ -46,20 +47,32 @@ class MaavtConfig:
                 raise ValueError(f"{name}: {getattr(self, name)}; expected 0 or more")
         if self.projector not in PROJECTOR_OUTPUTS:
             raise ValueError(f"projector: {self.projector!r}; expected one of {', '.join(PROJECTOR_OUTPUTS)}")
+        if self.prompt_init not in ("random", "patches"):
+            raise ValueError(f"prompt_init: {self.prompt_init!r}; expected random or patches")
         if self.contrastive not in ("blockwise", "final", "off"):
             raise ValueError(f"contrastive: {self.contrastive!r}; expected blockwise, final or off")
 
 
 class Prompts(nn.Module):
-    """Learnable tokens that attend to one another before they join a stream (LSA): () -> (tokens, D)."""
+    """Learnable tokens that attend to one another before they join a stream (LSA): () -> (tokens, D).
 
-    def __init__(self, tokens: int, width: int, std: float, lsa: bool):
+    With `added` what they attend to is added to them, at first nothing, so that they begin as they are.
+    """
+
+    def __init__(self, tokens: int, width: int, std: float, lsa: bool, added: bool):
         super().__init__()
         self.tokens = nn.Parameter(torch.randn(tokens, width) * std)
         self.attention = Attention(width, LSA_HEADS, qkv_bias=True) if lsa else None
+        self.added = added
+        if lsa and added:
+            nn.init.zeros_(self.attention.proj.weight)
+            nn.init.zeros_(self.attention.proj.bias)
 
     def forward(self) -> Tensor:
-        return self.tokens if self.attention is None else self.attention(self.tokens[None])[0]
+        if self.attention is None:
+            return self.tokens
+        attended = self.attention(self.tokens[None])[0]
+        return self.tokens + attended if self.added else attended
 
 
 class MAAVT(nn.Module):
@@ -81,7 +94,8 @@ class MAAVT(nn.Module):
         if groups and config.lsa:
             check_heads(width, LSA_HEADS)
         self.prompts = nn.ModuleDict(
-            {name: Prompts(config.tokens, width, config.prompt_std, config.lsa) for name in groups}
+            {name: Prompts(config.tokens, width, config.prompt_std, config.lsa, config.prompt_init == "patches")
+             for name in groups}
         )
         blocks = {"blockwise": len(backbone.blocks), "final": 1, "off": 0}[config.contrastive]
         if blocks and "shared" not in groups:
@@ -92,6 +106,28 @@ class MAAVT(nn.Module):
                                       for _ in backbone.blocks if config.lora_rank or config.bottleneck)
         self.head = nn.Linear(2 * width, config.classes)
         self.background_head = nn.Linear(2 * width, 1) if config.background else None
+
+    @torch.no_grad()
+    def begin(self, frames: Tensor, spectrograms: Tensor) -> None:
+        """With `prompt_init: patches`, before training: prompts begin as patches of these pairs, drawn at random, the
+        shared ones half of each stream, and the background prompt as the class prompt. The frozen ViT takes random
+        tokens among its own badly: its CLS token then says little (docs/recipe.md)."""
+        if self.config.prompt_init == "random":
+            return
+        kind = self.backbone.patch_embed.proj.weight.dtype
+        patches = embed_patches(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)])).float()
+        visual, audio = (stream.flatten(0, 1) for stream in patches.chunk(2))
+
+        def drawn(stream: Tensor, count: int) -> Tensor:
+            return stream[torch.randperm(len(stream))[:count].to(stream.device)]
+
+        count = self.config.tokens
+        for name, prompts in self.prompts.items():
+            own = {"visual": [(visual, count)], "audio": [(audio, count)],
+                   "shared": [(visual, count - count // 2), (audio, count // 2)]}[name]
+            prompts.tokens.copy_(torch.cat([drawn(stream, share) for stream, share in own]))
+        if self.background_prompt is not None:
+            self.background_prompt.copy_(self.class_prompt + self.backbone.pos_embed[0, :1])
 
     def trained(self) -> list[str]:
         """Names of what is trained and kept: the prompts with their attention, the adapters, and the heads."""

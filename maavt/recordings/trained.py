@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from maavt.clips import BACKGROUND
+from maavt.clips import ABSENT, BACKGROUND
 from maavt.errors import UsageError, UserError
 from maavt.fetch.tree import shown
 from maavt.media.rejected import explain
@@ -168,10 +168,11 @@ class Trained:
 
 def _batch(windows: list[tuple]) -> Batch:
     """Windows (path, second, frame, spectrogram) as the model's batches are."""
-    paths, seconds, frames, sound = zip(*windows, strict=True)
+    paths, seconds, frames, sound, absent = zip(*windows, strict=True)
     return Batch(frames=torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2),
                  spectrograms=torch.from_numpy(np.stack(sound)),
-                 labels=torch.full((len(paths),), BACKGROUND_LABEL), keys=list(paths), seconds=list(seconds))
+                 labels=torch.full((len(paths),), BACKGROUND_LABEL), keys=list(paths), seconds=list(seconds),
+                 absent=torch.tensor([ABSENT.index(kind) for kind in absent], dtype=torch.uint8))
 
 
 def answer(file: list[tuple[Part, list[dict]]], threshold: float) -> dict:
@@ -184,5 +185,7 @@ def answer(file: list[tuple[Part, list[dict]]], threshold: float) -> dict:
         return {"file": first.path, **explain(first.failed)}
     unread = [{"from": part.begin, "to": part.begin + part.length, **explain(part.failed)} for part, _ in file
               if part.failed]
-    return {"file": first.path, "seconds": first.total, "windows": windows,
+    absent = {part.absent for part, _ in file if part.times}
+    lacking = {"absent": absent.pop()} if len(absent) == 1 and "" not in absent else {}
+    return {"file": first.path, "seconds": first.total, **lacking, "windows": windows,
             "events": list(events_of(windows, threshold)), **({"unread": unread} if unread else {})}

@@ -18,6 +18,7 @@ from maavt.errors import UserError
 from maavt.fetch.tree import walk
 from maavt.media.rejected import Rejected
 from maavt.media.sample import frame_second, read_clip
+from maavt.media.spectrogram import spectrograms
 from maavt.params import Spectrogram
 from maavt.sources.look import Look, look
 from maavt.workers import fan_out
@@ -46,14 +47,15 @@ class Part:
     length: float
     total: float
     last: bool
+    absent: str = ""  # sound or picture, of which zeros are here
     times: list[tuple[float, float]] = field(default_factory=list)  # from and to, seconds of the recording
     frames: np.ndarray | None = None  # (W, S, S, 3) uint8
     spectrograms: np.ndarray | None = None  # (W, T, F) float16, not normalised
     failed: Rejected | None = None
 
-    def windows(self) -> list[tuple[str, float, np.ndarray, np.ndarray]]:
-        """(path, second, frame, spectrogram) of each window."""
-        return [(self.path, begin, frame, sound) for (begin, _), frame, sound in
+    def windows(self) -> list[tuple[str, float, np.ndarray, np.ndarray, str]]:
+        """(path, second, frame, spectrogram, what is absent) of each window."""
+        return [(self.path, begin, frame, sound, self.absent) for (begin, _), frame, sound in
                 zip(self.times, self.frames, self.spectrograms, strict=True)] if self.times else []
 
     def without_windows(self) -> "Part":
@@ -84,12 +86,12 @@ def parts_of(files: Sequence[File], config: dict, *, workers: int) -> Iterator[P
     Files of a folder that are no videos are left out, unless their names say that they should be some.
     """
     read = _reader(config)
-    recipe = read.keywords["recipe"]
+    recipe, glance = read.keywords["recipe"], partial(look, keep=read.keywords["keep"])
     if not workers:
-        looks = ((file, look(file.path)) for file in files)
+        looks = ((file, glance(file.path)) for file in files)
         yield from (read(part) for part in _plan(looks, recipe))
         return
-    looks = fan_out(look, (file.path for file in files), workers=1, time_limit=LOOK_LIMIT, tolerant=True)
+    looks = fan_out(glance, (file.path for file in files), workers=1, time_limit=LOOK_LIMIT, tolerant=True)
     plan = _plan(((file, result) for file, (_, result) in zip(files, looks, strict=True)), recipe)
     for part, result in fan_out(read, plan, workers=workers, in_flight=AHEAD, time_limit=READ_LIMIT,
                                 memory_limit=MEMORY_LIMIT, tolerant=True, label=lambda part: part.path):
@@ -106,7 +108,7 @@ def _reader(config: dict) -> partial:
     """What reads a part for the model of a config.json."""
     crop = config["image_size"] if config["augment"] == "crop" else config["frame_size"]
     return partial(_read, recipe=of_any_length(Spectrogram(**config["spectrogram"])), frame_size=config["frame_size"],
-                   crop=crop)
+                   crop=crop, keep=config.get("missing") == "keep")
 
 
 def of_any_length(recipe: Spectrogram) -> Spectrogram:
@@ -132,19 +134,24 @@ def _plan(looks: Iterable[tuple[File, Look | Rejected]], recipe: Spectrogram) ->
             yield Part(file.path, float(begin), end - begin, total, last=begin == begins[-1])
 
 
-def _read(part: Part, recipe: Spectrogram, frame_size: int, crop: int) -> Part:
+def _read(part: Part, recipe: Spectrogram, frame_size: int, crop: int, keep: bool) -> Part:
     """A part with its windows, or with the reason why it has none."""
     try:
         found, sound, begins = read_clip(Path(part.path), recipe, frame_size=frame_size, begin=part.begin,
-                                         length=part.length)
+                                         length=part.length, keep=keep)
     except Rejected as rejected:
         return replace(part, failed=rejected)
+    absent = "sound" if sound is None else "" if found else "picture"
+    if absent == "sound":
+        silence = np.zeros((len(begins), recipe.seconds * recipe.sample_rate), np.float32)
+        sound = np.zeros_like(spectrograms(silence, recipe), np.float16)
+    nothing = np.zeros((frame_size, frame_size, 3), np.uint8)
     edge = (frame_size - crop) // 2
     middle = slice(edge, edge + crop)
     end = part.total or float("inf")
     return replace(
-        part, spectrograms=sound,
-        frames=np.stack([found[frame_second(begin, recipe)][middle, middle] for begin in begins]),
+        part, spectrograms=sound, absent=absent,
+        frames=np.stack([found.get(frame_second(begin, recipe), nothing)[middle, middle] for begin in begins]),
         times=[(round(part.begin + begin, 3), round(min(part.begin + begin + recipe.seconds, end), 3))
                for begin in begins],
     )

@@ -228,6 +228,7 @@ def _index(shards: list[tuple[str, dict]], clips: list[Clip], labels: Labels, pa
         "spectrogram": asdict(recipe),
         "spectrogram_frames": len(spectrograms(np.zeros(recipe.seconds * recipe.sample_rate, np.float32), recipe)),
         "frame_size": params.shard.frame_size,
+        "missing": params.shard.missing,
         "splits": splits,
         "shards": {f"{name}.tar": {key: stats[key] for key in ("samples", "pairs", "bytes", "sha256")}
                    for name, stats in shards},

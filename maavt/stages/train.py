@@ -33,6 +33,8 @@ from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
 from maavt.work import atomic, project_root, publish, workspace
 
+FIRST = 32  # pairs of which prompts may begin as patches
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Train one model and move what was trained into place."""
@@ -102,6 +104,8 @@ class Training:
         self.device = pick_device()
         self.model = place(create_model(name, backbone, self.settings), self.device)
         train_only(self.model, self.model.trained() + self.model.training_only())
+        if hasattr(self.model, "begin"):
+            self.model.begin(*self._first_pairs())
         train = params.train
         self.optimizer = torch.optim.AdamW(_groups(self.model, own, train.learning_rate),
                                            weight_decay=train.weight_decay, fused=True)
@@ -114,6 +118,12 @@ class Training:
             if train.balance else None
         self.epoch, self.best, self.history = 0, {"map" if self.multilabel else "accuracy": -1.0}, []
         self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
+
+    def _first_pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frames and spectrograms of some pairs to train on, the same in all processes."""
+        train = self.loaders["train"]
+        few = Loader(train.reader, "train", batch=FIRST, image_size=train.image_size, augment=train.augment)
+        return self.normalise(next(iter(few.in_order())), self.device)[:2]
 
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
@@ -303,6 +313,7 @@ class Training:
             "multilabel": self.multilabel,
             "spectrogram": self.index["spectrogram"],
             "frame_size": self.index["frame_size"],
+            "missing": self.index.get("missing", "reject"),
             "augment": self.params.augment[self.index["dataset"]],
             "augment_sound": asdict(self.params.augment_sound),
             "trainable": count(kept),
