@@ -21,8 +21,7 @@ from maavt.work import project_root
 FEWEST, MOST = 3, 100  # epochs that `auto` makes
 PAPER = {  # what `recipe: paper` switches off or takes back
     "maavt": {"lora_rank": 0, "bottleneck": 0, "same_class": "negatives", "contrastive_weight": 1.0,
-              "contrastive_from": 0.0, "stream_weight": 0.0, "prompt_init": "random", "prompt_rate": 1.0,
-              "mining": 0.2},
+              "contrastive_from": 0.0, "stream_weight": 0.0, "prompt_init": "random", "prompt_rate": 1.0},
     "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "shift": 0.0, "gain": 0.0, "noise": 0.0},
     "train": {"clip": 0.0, "average": 0.0, "balance": 0.0, "modality_dropout": 0.0},
 }
@@ -227,7 +226,7 @@ class Maavt:
     lsa: bool
     contrastive: Literal["blockwise", "final", "off"]
     projector: Literal["mlp", "linear"]
-    mining: Annotated[float, Field(ge=0, lt=1)]
+    mining: Annotated[float, Field(ge=0, lt=1)] | None
     lora_rank: Annotated[int, Field(ge=0, le=1024)]
     bottleneck: Annotated[int, Field(ge=0, le=4096)]
     adapter_rate: PartRate
@@ -368,9 +367,13 @@ class Params:
 
     def resolved(self) -> "Params":
         """These settings with the recipe applied: `paper` has what PAPER says, whatever the file does."""
-        if self.recipe != "paper":
-            return self
-        return replace(self, **{name: replace(getattr(self, name), **off) for name, off in PAPER.items()})
+        paper = self.recipe == "paper"
+        made = self
+        if self.maavt.mining is None:
+            made = replace(made, maavt=replace(made.maavt, mining=0.2 if paper else 0.0))
+        if not paper:
+            return made
+        return replace(made, **{name: replace(getattr(made, name), **off) for name, off in PAPER.items()})
 
 
 def load_params(path: Path | None = None) -> Params:

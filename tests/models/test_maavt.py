@@ -6,7 +6,7 @@ from torch import Tensor
 
 from maavt.models import create_model
 from maavt.models.maavt import MAAVT, MaavtConfig
-from maavt.models.vit import train_only
+from maavt.models.vit import as_images, embed_patches, train_only
 from maavt.training.losses import losses
 from tests.models.reference import (
     CLASSES,
@@ -212,6 +212,40 @@ def test_a_stream_alone_is_a_vit_with_the_update_added_to_its_weights():
         assert torch.allclose(logits, vit.forward_features(pairs[0])[:, 0, :CLASSES], atol=1e-5)
         merged = MAAVT(vit, MaavtConfig(**settings(background=False, tokens=0, contrastive="off")))
         assert torch.allclose(looks, merged.attention_map(*pairs)[0], atol=1e-5)
+
+
+def test_prompts_begin_as_patches_of_the_pairs_where_that_is_asked_for():
+    torch.manual_seed(0)
+    model, pairs = make(prompt_init="patches", tokens=3), random_pairs()
+    model.begin(*pairs)
+    see, hear = (embed_patches(model.backbone, images).flatten(0, 1)
+                 for images in (pairs[0], as_images(pairs[1])))
+
+    def among(prompts, patches):
+        return [any(torch.allclose(prompt, patch, atol=1e-6) for patch in patches) for prompt in prompts]
+
+    learned = model.learned_tokens()  # class prompt, background prompt, three of its own, three shared
+    assert all(among(learned[0, 2:5], see)) and all(among(learned[1, 2:5], hear))
+    assert torch.equal(learned[0, 5:], learned[1, 5:])
+    assert among(learned[0, 5:], see) == [True, True, False] and among(learned[0, 5:], hear) == [False, False, True]
+    assert torch.allclose(learned[0, 0], learned[0, 1])
+
+
+def test_prompts_of_the_paper_stay_random_when_training_begins():
+    model = make()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.begin(*random_pairs())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_logits_of_both_streams_alone_sum_to_those_of_both():
+    model, pairs = make().train(), random_pairs()
+    output = model(*pairs)
+    seen, heard = output.streams
+    torch.testing.assert_close(seen + heard - model.head.bias, output.logits)
+    silent = model(pairs[0], pairs[1] * 0).streams
+    assert torch.equal(silent[0], seen) and not torch.allclose(silent[1], heard)
+    assert model.eval()(*pairs).streams is None
 
 
 @pytest.mark.parametrize("projector, outputs", [("mlp", 256), ("linear", 512)])

@@ -90,6 +90,16 @@ def test_the_contrastive_loss_counts_with_its_weight():
     assert parts.total == parts.classes + 0.5 * parts.contrastive
 
 
+def test_the_loss_of_each_stream_alone_counts_with_its_weight_and_only_where_both_are_there():
+    torch.manual_seed(0)
+    logits, streams, labels = torch.randn(4, 3), [torch.randn(4, 3), torch.randn(4, 3)], torch.tensor([0, 2, 1, -1])
+    parts = losses(Output(logits, streams=streams), labels, whole=torch.tensor([True, True, False, True]),
+                   stream_weight=2.0)
+    expected = [-stream[row].log_softmax(-1)[label] for stream in streams for row, label in ((0, 0), (1, 2))]
+    assert parts.streams.item() == pytest.approx((sum(expected) / 4).item(), rel=1e-5)
+    assert parts.total.item() == pytest.approx((parts.classes + 2 * parts.streams).item(), rel=1e-6)
+
+
 def test_background_pairs_add_nothing_to_class_and_contrastive_loss():
     torch.manual_seed(0)
     logits, background, labels = torch.randn(6, 4), torch.randn(6), torch.tensor([0, -1, 3, 2, -1, 1])
