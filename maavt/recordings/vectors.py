@@ -24,14 +24,16 @@ def nearest(query: list[dict], by: str, vectors: np.ndarray, rows: list[dict], t
             ) -> list[tuple[dict, float]]:
     """The `top` files with the rows (N) nearest to a query, and how near (the cosine), nearest first.
 
-    A query of several windows is their mean, without those that the model takes for background if there are others.
+    Sounds and pictures of background were never compared in training: what the model takes for it is in no hit, and of
+    a query, whose vector is the mean over its windows, only where there is nothing else.
     """
     told = [row for row in query if row["class"] != BACKGROUND] or query
     mean = np.mean([row[by] for row in told], 0)
     similarity = vectors @ (mean / max(np.linalg.norm(mean), 1e-9))  # (N,)
     best: dict[str, int] = {}
     for place in np.argsort(-similarity, kind="stable"):
-        best.setdefault(rows[place]["file"], place)
+        if rows[place]["class"] != BACKGROUND:
+            best.setdefault(rows[place]["file"], place)
         if len(best) == top:
             break
     return [(rows[place], float(similarity[place])) for place in best.values()]

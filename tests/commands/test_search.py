@@ -9,6 +9,7 @@ import pytest
 
 from maavt import cli, errors
 from maavt.recordings.vectors import nearest
+from tests.conftest import ROOT
 from tests.media.test_decode import grey, write_clip
 
 CLIPS = "data/raw/synth/test"
@@ -49,10 +50,31 @@ def test_a_split_has_its_labels_and_the_vectors_of_its_files(project, capsys):
 def test_the_nearest_picture_to_a_sound_is_the_one_that_points_its_way():
     angles = np.linspace(0, np.pi, 7)
     vectors = np.stack([np.cos(angles), np.sin(angles)], 1)
-    rows = [{"file": name} for name in "aabbccd"]
+    rows = [{"file": name, "class": "background" if name == "n" else "x"} for name in "aabnccd"]
     query = [{"class": "x", "sound": np.array([0.0, 1.0])}, {"class": "background", "sound": np.array([1.0, 0.0])}]
     hits = nearest(query, "sound", vectors, rows, 3)
-    assert [row["file"] for row, _ in hits] == ["b", "c", "a"] and hits[0][1] == pytest.approx(1)
+    assert [row["file"] for row, _ in hits] == ["b", "c", "a"] and hits[0][1] == pytest.approx(np.sin(np.pi / 3))
+
+
+def test_search_by_sound_finds_pictures_of_the_right_kind_twice_as_often_as_chance(tmp_path, monkeypatch):
+    model = ROOT / "data/models/maavt/config.json"
+    if not model.exists() or json.loads(model.read_text())["dataset"] != "synth":
+        pytest.skip("no model trained on synth is here (make repro)")
+    monkeypatch.chdir(ROOT)
+    assert run("embed", "test", "--out", tmp_path / "vectors.parquet") == 0
+    rows = pq.read_table(tmp_path / "vectors.parquet").to_pylist()
+    label = {row["file"]: row["label"] for row in rows if row["label"] != "background"}
+    suits = set(label.values())  # a shape and a sound: each goes with two of the other
+    vectors, found, chance = np.array([row["picture"] for row in rows]), [], []
+    for name, (_, sound) in ((name, label[name].split("-")) for name in label):
+        own, others = [], []
+        for number, row in enumerate(rows):
+            (own if row["file"] == name else others).append(number)
+        hits = nearest([rows[number] for number in own], "sound", vectors[others], [rows[n] for n in others], 5)
+        right = {other: f"{label[other].split('-')[0]}-{sound}" in suits for other in label if other != name}
+        found += [right[row["file"]] for row, _ in hits]
+        chance += right.values()
+    assert np.mean(found) >= 1.9 * np.mean(chance)  # 2 is what knowing each sound's two shapes gives
 
 
 def test_vectors_of_another_model_are_told_and_so_is_a_model_that_has_none(project, capsys):
