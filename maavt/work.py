@@ -1,7 +1,7 @@
 """Where unfinished work lives: .work/STAGE/FINGERPRINT, locked, continued after a kill, moved into place when whole.
 
 DVC deletes a stage's outputs before it runs the stage again, so what is to survive a kill lives elsewhere until
-it is finished.
+the stage ends: what is published before has second names here, and the next start goes by the hashes noted with them.
 """
 
 import csv
@@ -52,12 +52,27 @@ def fingerprint(*inputs) -> str:
 def workspace(stage: str, *inputs) -> Iterator[Path]:
     """The locked folder .work/STAGE/FINGERPRINT of this project, kept for the next run unless the work ends well.
 
-    Raises UserError when another process holds it.
+    What was published from it is there again, but for files that changed since. Raises UserError when another process
+    holds it.
     """
     folder = project_root() / ".work" / stage / fingerprint(*inputs)
+    done = folder.with_suffix(".done")
     with _locked(folder, stage):
+        for old in folder.parent.glob("*.done"):
+            shutil.rmtree(old, ignore_errors=True)
+        _distrust(folder)
         yield folder
-        shutil.rmtree(folder)
+        os.replace(folder, done)  # in one moment, so that a kill leaves all or nothing to go on from
+        shutil.rmtree(done, ignore_errors=True)
+
+
+def _distrust(folder: Path) -> None:
+    """Remove what is no longer as it was when it was published: it may have been changed under its other name."""
+    for note in folder.glob("*.published"):
+        for name, digest in json.loads(note.read_text()).items():
+            path = folder / name
+            if path.exists() and sha256(path) != digest:
+                path.unlink()
 
 
 @contextmanager
@@ -104,12 +119,26 @@ def link(source: Path | str, destination: Path | str) -> None:
         shutil.copyfile(source, destination)
 
 
-def publish(finished: Path, destination: Path) -> None:
-    """Move a finished file or folder into place, replacing what was there."""
+def publish(finished: Path, destination: Path, *, keep: bool = True) -> None:
+    """Put a finished folder into place, replacing what was there.
+
+    With `keep` by second names, so that the workspace has it until the stage ends, where the disk can do that; else it
+    is moved.
+    """
     destination.parent.mkdir(parents=True, exist_ok=True)
+    leaving = finished.with_name(f"{finished.name}.leaving")
+    try:
+        if keep:
+            files = [path for path in finished.rglob("*") if path.is_file()]
+            with atomic(finished.with_name(f"{finished.name}.published")) as path:
+                path.write_text(json.dumps({str(file.relative_to(finished.parent)): sha256(file) for file in files}))
+            shutil.rmtree(leaving, ignore_errors=True)
+            shutil.copytree(finished, leaving, copy_function=os.link)
+    except (OSError, shutil.Error):  # the disk is full, or knows no second names
+        keep = False
     if destination.is_dir() and not destination.is_symlink():
         shutil.rmtree(destination)
-    os.replace(finished, destination)
+    os.replace(leaving if keep else finished, destination)
 
 
 @contextmanager

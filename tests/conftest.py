@@ -107,7 +107,7 @@ def hurry(patch: Callable) -> None:
     """Make the downloaders fit for small files and short tests; in a process of one's own with `setattr`."""
     no_sleep = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
     for module, name, value in (("maavt.fetch.http", "BACKOFF", 0.001), ("gdown.download", "CHUNK_SIZE", 3000),
-                                ("huggingface_hub.constants", "DOWNLOAD_CHUNK_SIZE", 3000),
+                                ("maavt.fetch.hub", "CHUNK", 3000),
                                 ("huggingface_hub.file_download", "time", no_sleep),
                                 ("huggingface_hub.utils._http", "time", no_sleep)):
         patch(importlib.import_module(module), name, value)

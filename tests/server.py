@@ -1,10 +1,13 @@
 """A web server on loopback that behaves as the real ones do, at their best and at their worst."""
 
+import contextlib
 import datetime
 import gzip
 import hashlib
 import json
 import re
+import socket
+import socketserver
 import ssl
 import threading
 import time
@@ -172,8 +175,8 @@ def drive_through(server: Server, folder: Path) -> dict[str, str]:
                                           serialization.NoEncryption()))
     server.certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.certificate.load_cert_chain(trusted, private)
-    return {"MAAVT_PROXY": server.url, "https_proxy": server.url, "http_proxy": "", "no_proxy": "127.0.0.1",
-            "REQUESTS_CA_BUNDLE": str(trusted)}
+    return {"MAAVT_PROXY": server.url, "https_proxy": server.url, "http_proxy": "", "HTTPS_PROXY": server.url,
+            "HTTP_PROXY": "", "no_proxy": "127.0.0.1", "REQUESTS_CA_BUNDLE": str(trusted)}
 
 
 # As Drive sends them, each in one line, by which gdown reads.
@@ -224,3 +227,39 @@ class Hub:
 
     def fetched(self) -> list[str]:
         return [asked.path for asked in self.store.asked if asked.path.startswith("/store/") and asked.method == "GET"]
+
+
+class Socks(socketserver.ThreadingTCPServer):
+    """A SOCKS5 proxy, to which all names are this machine."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _SocksHandler)
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+class _SocksHandler(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.rfile.read(self.rfile.read(2)[1])  # the ways to log in
+        self.request.sendall(b"\5\0")
+        self.rfile.read(4 if self.rfile.read(4)[3] == 1 else self.rfile.read(1)[0])  # the address, or the name
+        port = int.from_bytes(self.rfile.read(2), "big")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as there:
+            self.request.sendall(b"\5\0\0\1" + bytes(6))
+            threading.Thread(target=self.copy, args=(there, self.request), daemon=True).start()
+            self.copy(self.request, there)
+
+    @staticmethod
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)

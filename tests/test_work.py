@@ -1,6 +1,8 @@
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,69 @@ def test_publishing_replaces_what_was_there(tmp_path):
         (tmp_path / name / name).touch()
     publish(tmp_path / "new", tmp_path / "old")
     assert os.listdir(tmp_path / "old") == ["new"]
+
+
+def publish_and_die(project: Path) -> Path:
+    """A stage that was killed after it published a folder, which DVC then removed; its workspace."""
+    code = """if True:
+        import os, signal
+        from pathlib import Path
+        from maavt.work import publish, workspace
+        with workspace("s", 1) as folder:
+            (folder / "out" / "deep").mkdir(parents=True)
+            (folder / "out" / "deep" / "a").write_text("a")
+            (folder / "out" / "b").write_text("b")
+            publish(folder / "out", Path("data/out"))
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    assert subprocess.run([sys.executable, "-c", code], cwd=project).returncode == -9
+    assert (project / "data/out/deep/a").read_text() == "a"
+    (folder,) = project.glob(".work/s/*/")
+    return folder
+
+
+def test_what_a_killed_stage_published_is_there_again_though_dvc_removes_it(tmp_path):
+    folder = publish_and_die(tmp_path)
+    before = (folder / "out/b").stat()
+    assert before.st_ino == (tmp_path / "data/out/b").stat().st_ino  # no second copy
+    shutil.rmtree(tmp_path / "data")
+    with workspace("s", 1) as again:
+        assert again == folder and (folder / "out/deep/a").read_text() == "a"
+        assert (folder / "out/b").stat().st_ino == before.st_ino
+        publish(folder / "out", tmp_path / "data/out")
+    assert (tmp_path / "data/out/b").read_text() == "b" and sorted(os.listdir(tmp_path / "data")) == ["out"]
+    assert not list((tmp_path / ".work/s").glob("*/"))
+
+
+def test_what_changed_since_it_was_published_is_made_again(tmp_path):
+    folder = publish_and_die(tmp_path)
+    with open(tmp_path / "data/out/b", "a") as file:  # in place, under the other name
+        file.write("!")
+    with workspace("s", 1):
+        assert (folder / "out/deep/a").exists() and not (folder / "out/b").exists()
+
+
+def test_a_disk_without_second_names_has_what_is_published_moved(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with workspace("s", 1) as folder:
+        (folder / "out").mkdir()
+        (folder / "out" / "a").write_text("a")
+        publish(folder / "out", tmp_path / "data/out")
+        assert not (folder / "out").exists()
+    assert (tmp_path / "data/out/a").read_text() == "a"
+
+
+def test_work_that_a_kill_left_half_removed_is_no_work_to_go_on_from(tmp_path):
+    with workspace("s", 1) as folder:
+        pass
+    left = folder.with_suffix(".done")
+    left.mkdir()
+    (left / "half").touch()
+    with workspace("s", 1):
+        assert not left.exists() and os.listdir(folder) == []
 
 
 def test_the_project_is_found_from_below(tmp_path, monkeypatch):

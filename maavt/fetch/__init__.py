@@ -3,7 +3,10 @@
 What went wrong with one clip is data, not an exception that ends the run, except where the rest would fail as well.
 """
 
-from dataclasses import dataclass
+import csv
+import re
+from pathlib import Path
+from typing import NamedTuple
 
 PERMANENT = "permanent"  # gone, private, not in this region: trying again is no use
 CONTENT = "content"  # it came, but it is empty, has no sound, is too short
@@ -32,11 +35,19 @@ class Stopped(Exception):
     """Raised in threads whose work no longer matters."""
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """Where an archive is, and its size and SHA-256 where they are known."""
 
     name: str
     url: str
     size: int | None = None
     sha256: str | None = None
+
+
+def explain(source: str, message: str) -> Failed | None:
+    """The kind and the reason in a message, or a page, of one of the sources in messages.csv; None for an unknown."""
+    with open(Path(__file__).with_name("messages.csv"), newline="") as file:
+        for row in csv.DictReader(file):  # in this order
+            if row["source"] == source and re.search(row["pattern"], message, re.IGNORECASE):
+                return Failed(row["kind"], row["reason"])
+    return None

@@ -23,7 +23,8 @@ class Budget:
     def __init__(self, folder: Path, limit: int | None = None):
         self.folder = folder
         self.limit = _limit() if limit is None else limit
-        self.used = _usage(folder)
+        self.used = sum(os.lstat(os.path.join(place, name)).st_size
+                        for place, _, names in os.walk(folder) for name in names)
         self._unseen = _LOOK
         self._lock = threading.Lock()
 
@@ -57,7 +58,3 @@ def _limit() -> int:
     except ValidationError:
         raise UserError(f"MAAVT_DISK_BUDGET={text!r}: expected a size such as 300GB; set it to one, or unset it"
                         ) from None
-
-
-def _usage(folder: Path) -> int:
-    return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)

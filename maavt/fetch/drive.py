@@ -1,35 +1,36 @@
 """A large file on Google Drive or at any URL with gdown, which goes on with the part of an earlier run.
 
-What it lacks: kinds of failure, and a way on from a part that the server does not go on with.
+What it lacks: kinds of failure, and a way on from a part that the server does not go on with. MAAVT_COOKIES is a file
+of cookies, as browsers export them, for a file that not everybody may see.
 """
 
-import glob
+import os
+from http.cookiejar import MozillaCookieJar
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gdown
+import requests
 from gdown.exceptions import DownloadCancelled, DownloadError, FileURLRetrievalError
 
-from maavt.fetch import PERMANENT, SESSION, TRANSIENT, Failed, Stopped
-from maavt.fetch.http import TIMEOUT, WEB_PAGE, Http
+from maavt.errors import UserError
+from maavt.fetch import SESSION, TRANSIENT, Failed, Stopped, explain
+from maavt.fetch.http import TIMEOUT, WEB_PAGE, Http, length
 
 
 def fetch(http: Http, url: str, path: Path) -> None:
     """Put the file at `url` to `path`; raises Failed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def parts() -> list[Path]:
-        return list(path.parent.glob(f"{glob.escape(path.name)}????????.part"))  # as gdown names them
-
-    def got() -> int:
-        return sum(part.stat().st_size for part in parts())
-
-    def drop() -> None:
-        http.count(-got())
-        for part in parts():
-            part.unlink()
+    part = http.part(path, ".bygdown")  # eight more, as gdown names its own
+    cookies = MozillaCookieJar()
+    try:
+        if name := os.environ.get("MAAVT_COOKIES"):
+            cookies.load(name, ignore_discard=True, ignore_expires=True)
+    except OSError as error:
+        raise UserError(f"MAAVT_COOKIES={name}: {error}; expected a file of cookies in Netscape's format") from None
 
     def attempt() -> None:
-        have = got()
+        have = length(part)
+        part.touch()
 
         def count(received: int, total: int | None) -> None:
             nonlocal have
@@ -39,34 +40,34 @@ def fetch(http: Http, url: str, path: Path) -> None:
             http.count(received - have)
             have = received
 
-        try:
-            with http.telling(url):
-                gdown.download(url, str(path), quiet=True, use_cookies=False, resume=True, timeout=TIMEOUT,
+        http.wait_for(url)
+        with TemporaryDirectory() as own:  # gdown writes its cookies back
+            cookies.save(f"{own}/cookies", ignore_discard=True, ignore_expires=True)
+            try:
+                gdown.download(url, str(path), quiet=True, cookies_file=f"{own}/cookies", resume=True, timeout=TIMEOUT,
                                progress=count, cancel=http.stopping)
-        except DownloadCancelled:
-            raise Stopped from None
-        except FileURLRetrievalError as error:
-            raise _explain(" ".join(str(error).split())) from None
-        except DownloadError as error:
-            if "incomplete" not in str(error):  # there are several parts, or this one cannot be gone on with
-                drop()
-            raise Failed(TRANSIENT, "the connection broke, or the file changed on the server") from None
-        except KeyError as error:
-            raise Failed(TRANSIENT, f"Google Drive's answer has no {error}") from None
+            except DownloadCancelled:
+                raise Stopped from None
+            except (FileURLRetrievalError, KeyError, AssertionError) as error:
+                raise _explain(http, url, " ".join(str(error).split()), cookies) from None
+            except DownloadError as error:
+                if "incomplete" not in str(error):  # this one cannot be gone on with
+                    http.drop(part)
+                raise Failed(TRANSIENT, "the connection broke, or the file changed on the server") from None
         with open(path, "rb") as file:
             if file.read(64).lstrip()[:1] == b"<":
-                http.count(-path.stat().st_size)
-                path.unlink()
+                http.drop(path)
                 raise Failed(SESSION, f"{url} {WEB_PAGE}")
 
-    http.on_bytes(got())
-    http.persist(url, attempt, got)
+    http.persist(url, attempt, lambda: length(part))
 
 
-def _explain(page: str) -> Failed:
-    if any(words in page.lower() for words in ("quota", "too many users")):
-        return Failed(SESSION, "Google Drive's quota for this file is used up; try again in a day, or fetch the file "
-                      "with a browser where you are signed in, and set ave.local to it")
-    if any(words in page.lower() for words in ("does not exist", "no longer available", "in violation")):
-        return Failed(PERMANENT, "Google Drive has no such file any more")
-    return Failed(TRANSIENT, "Google Drive sends a page instead of the file: it fails, refuses access or wants a login")
+def _explain(http: Http, url: str, told: str, cookies: MozillaCookieJar) -> Failed:
+    """Why a page came instead of the file. gdown tells a line of it, but no status: it is asked for once more."""
+    if failed := explain("drive", told):
+        return failed
+    with requests.get(url, cookies=cookies, timeout=TIMEOUT, stream=True) as answer:
+        if not answer.ok:
+            http.judge(answer)
+        page = f"{answer.url} {next(answer.iter_content(1 << 20), b'')}"
+    return explain("drive", page) or Failed(TRANSIENT, "Google Drive sends a page that gdown does not know")

@@ -52,9 +52,8 @@ def locate(http: Http, endpoint: str, pointers: Collection[Pointer]) -> dict[str
 
 def _place(item: dict) -> Place | Failed:
     if error := item.get("error"):
-        code = error["code"]
-        kind = PERMANENT if code in (404, 410, 422) else TRANSIENT
-        return Failed(kind, f"the LFS server has no such file (code {code})" if kind == PERMANENT
-                      else f"the LFS server fails (code {code})")
+        gone = (code := error["code"]) in (404, 410, 422)
+        return Failed(PERMANENT if gone else TRANSIENT,
+                      f"the LFS server {'has no such file' if gone else 'fails'} (code {code})")
     action = item["actions"]["download"]
     return Place(action["href"], dict(action.get("header") or {}))

@@ -4,16 +4,14 @@ MAAVT_COOKIES (a file), MAAVT_PROXY (a URL), MAAVT_SLEEP (seconds between videos
 MAAVT_FFMPEG (a path) are passed on.
 """
 
-import csv
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 from maavt.errors import UserError
-from maavt.fetch import ENVIRONMENT, TRANSIENT, Failed
+from maavt.fetch import ENVIRONMENT, TRANSIENT, Failed, explain
 
 FORMAT = "bv*[height<=480]+ba/b[height<=480]/bv*+ba/b"
 RUNTIMES = {"deno": "deno", "node": "node", "bun": "bun", "quickjs": "qjs"}  # yt-dlp's name, the program's name
@@ -38,21 +36,12 @@ def section(url: str, start: float, seconds: float, path: Path, parts: Path) -> 
             with YoutubeDL(options) as downloader:
                 downloader.download([url])
         except YoutubeDLError as error:
-            raise explain(f"{error} {' '.join(warnings)}") from None
+            raise explain("youtube", f"{error} {' '.join(warnings)}") or Failed(TRANSIENT, "yt-dlp failed") from None
         files = [file for file in Path(folder).iterdir() if file.suffix == ".mp4" and file.stat().st_size]
         if len(files) != 1:
             raise Failed(TRANSIENT, "yt-dlp brought nothing")
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(files[0], path)
-
-
-def explain(message: str) -> Failed:
-    """The kind and the reason in a message of yt-dlp; one that we do not know may be another next time."""
-    with open(Path(__file__).with_name("youtube_messages.csv"), newline="") as file:
-        for row in csv.DictReader(file):  # in this order
-            if re.search(row["pattern"], message, re.IGNORECASE):
-                return Failed(row["kind"], row["reason"])
-    return Failed(TRANSIENT, "yt-dlp failed")
 
 
 def check_tools() -> None:
@@ -84,10 +73,9 @@ def _options() -> dict:
         "noplaylist": True, "cachedir": False, "quiet": True, "noprogress": True, "retries": 3, "socket_timeout": 30,
         "overwrites": True,
     }
-    if proxy := os.environ.get("MAAVT_PROXY"):
-        options["proxy"] = proxy
-    if cookies := os.environ.get("MAAVT_COOKIES"):
-        options["cookiefile"] = cookies
+    for option, variable in ("proxy", "MAAVT_PROXY"), ("cookiefile", "MAAVT_COOKIES"):
+        if value := os.environ.get(variable):
+            options[option] = value
     if sleep := os.environ.get("MAAVT_SLEEP", "").replace(",", " ").split():
         try:
             options |= {"sleep_interval": float(sleep[0]), "max_sleep_interval": float(sleep[-1])}

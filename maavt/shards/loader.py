@@ -106,12 +106,14 @@ class Loader:
         last = [BACKGROUND_LABEL] if self.index["background"] else []
         return [found[number] for number in [*range(len(self.index["classes"])), *last]]
 
-    def shuffled(self, *, seed: int, epoch: int, held: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    def shuffled(self, *, seed: int, epoch: int, held: int, rank: int = 0, ranks: int = 1, skip: int = 0
+                 ) -> Iterator[Batch]:
         """Every pair once, shuffled anew for each epoch, and augmented.
 
         `held` pairs are kept in memory to draw the next one from. The pairs are spread evenly over as few batches as
         hold them. Of several processes that train together each gets steps(ranks) batches of pairs of its own, as
         large as those of the others: where the pairs do not divide, one process and the one before it share a few.
+        The first `skip` batches are left out, and nothing of them is decoded.
         """
         share, steps = self.share(ranks), self.steps(ranks)
         if self.pairs < ranks:
@@ -120,7 +122,7 @@ class Loader:
         rng = random.Random(f"{seed} {epoch} {rank}")
         pairs = self._read(names, rng, first=min(rank * share, self.pairs - share), count=share)
         sizes = [share * (step + 1) // steps - share * step // steps for step in range(steps)]
-        yield from self._batches(_shuffle(pairs, held, rng), rng, sizes)
+        yield from self._batches(_shuffle(pairs, held, rng), rng, sizes, skip)
 
     def _read(self, names: list[str], rng: random.Random | None, first: int = 0, count: int | None = None
               ) -> Iterator[_Pair]:
@@ -160,8 +162,8 @@ class Loader:
             yield _Pair(sample["__key__"], begin, labels,
                         b"" if absent == "picture" else sample[f"frame-{middle:02d}.jpg"], spectrogram, absent)
 
-    def _batches(self, pairs: Iterator[_Pair], rng: random.Random | None, sizes: Iterable[int] = ()
-                 ) -> Iterator[Batch]:
+    def _batches(self, pairs: Iterator[_Pair], rng: random.Random | None, sizes: Iterable[int] = (),
+                 skip: int = 0) -> Iterator[Batch]:
         """Decode in threads, a few batches ahead; the order stays. The batches are whole ones behind `sizes`."""
         sizes = chain(sizes, repeat(self.batch))
         threads = default_workers()
@@ -169,7 +171,9 @@ class Loader:
             ahead = deque()
             try:
                 while chunk := list(islice(pairs, next(sizes))):
-                    ahead.append(pool.submit(self._decode, chunk, [self._place(rng) for _ in chunk]))
+                    places = [self._place(rng) for _ in chunk]  # drawn for those that are left out, too
+                    if (skip := skip - 1) < 0:
+                        ahead.append(pool.submit(self._decode, chunk, places))
                     if len(ahead) > 2 * threads:
                         yield ahead.popleft().result()
                 while ahead:

@@ -75,7 +75,7 @@ def fetch(params: Params, store: Store, http: Http) -> str:
     elif store.missing():
         from maavt.fetch import hub  # its client takes its time
 
-        found = hub.archives(settings.hub, settings.repository, settings.revision, settings.archives)
+        found = hub.archives(http, settings.hub, settings.repository, settings.revision, settings.archives)
         results = fetch_archives(found, store, http, partial(hub.fetch, http))
         if any(isinstance(result, Failed) for result in results.values()):
             reason = "transient: not in the archives that could be had"

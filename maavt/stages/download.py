@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] = ()) -> None:
             write_manifest(finished, clips, _labels(params, clips))
             if (folder / NOT_TAKEN).exists():
                 link(folder / NOT_TAKEN, finished / NOT_TAKEN)
-        publish(finished, project_root() / "data" / "raw" / params.dataset)
+        publish(finished, project_root() / "data" / "raw" / params.dataset, keep=source is synth)  # others are kept
     failed = sum(clip.status != "ok" for clip in clips)
     print(f"{params.dataset}: {len(clips) - failed} clips of {len(clips)} in data/raw/{params.dataset}")
 

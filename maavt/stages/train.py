@@ -1,11 +1,11 @@
 """Stage train: shards and backbone -> data/models/MODEL, the best epoch on the validation split, and its curves.
 
-A killed run goes on after its last whole epoch and ends with the same numbers. With MAAVT_PROCESSES several processes
-train together, each on its share of every batch.
+A killed run goes on where it was kept last, after an epoch or within one, and ends with the same numbers. A SIGTERM
+keeps all and ends with exit code 75: again later. With MAAVT_PROCESSES several processes train together, each on its
+share of every batch.
 """
 
 import argparse
-import math
 import sys
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
@@ -26,12 +26,13 @@ from maavt.shards.reader import Reader
 from maavt.training.adapter import save_adapter, trained_weights
 from maavt.training.augment import augment_sound, drop_modality
 from maavt.training.average import Average
+from maavt.training.checkpoint import Checkpoint, NotFinite
 from maavt.training.losses import class_weights, losses, mine_background, whole_batch
 from maavt.training.precision import mean_average_precision
-from maavt.training.processes import ALONE, Team, launch
+from maavt.training.processes import ALONE, Team, launch, preemptible
 from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
-from maavt.work import atomic, project_root, publish, workspace
+from maavt.work import project_root, publish, workspace
 
 FIRST = 32  # pairs of which prompts may begin as patches
 
@@ -42,7 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt")
     name = parser.parse_args(arguments).model
     params = load_params()
-    if best := launch(fit, params.train.batch, name, params):
+    with preemptible():
+        best = launch(fit, params.train.batch, name, params)
+    if best:
         print(f"{name}: {best['accuracy']:.3f} of the validation pairs right after epoch {best['epoch']}"
               + (f", mean average precision {best['map']:.3f}" if best["map"] is not None else ""))
 
@@ -83,7 +86,7 @@ class Training:
     def __init__(self, name: str, params: Params, loaders: dict[str, Loader], folder: Path, curves: Path,
                  team: Team = ALONE):
         self.name, self.params, self.loaders, self.curves, self.team = name, params, loaders, curves, team
-        self.checkpoint = folder / "checkpoint.pt"
+        self.kept = Checkpoint(self, folder, team)
         self.index = index = loaders["train"].index
         torch.manual_seed(params.seed)
         backbone = load_backbone(params.backbone, image_size=params.image_size)
@@ -128,20 +131,25 @@ class Training:
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
         self.found["before"] = self._retrieve()
-        self._resume()
-        with self._live() as live:
+        self.kept.resume()
+        with self.kept.leaving(), self._live() as live:
             for scores in self.history:
                 _log(live, scores)
             while self.epoch < self.epochs:
                 self.epoch += 1
-                scores = self._train_epoch()
+                try:
+                    scores = self._train_epoch()
+                except NotFinite:
+                    self.kept.go_back()
+                    continue
                 with self.average.applied():
                     scores["val/accuracy"], chance, *precision = self._validate()
                     scores |= {"val/map": precision[0]} if precision else {}
                     if self.team.first:
                         self._choose(scores["val/accuracy"], *precision)
                 if self.team.first:
-                    self._keep(scores)
+                    self.history.append(scores)
+                    self.kept.save()
                     _log(live, scores)
                     self._warn(scores["train/accuracy"], chance)
             with self.average.applied():
@@ -166,14 +174,16 @@ class Training:
         drawn = (seed * 100_003 + self.epoch) * team.ranks + team.rank
         generator = torch.Generator(device).manual_seed(drawn)
         torch.manual_seed(drawn)  # torchaudio's masks take no generator
+        sums, lone = torch.zeros(6, device=device), torch.zeros((), device=device)
+        begun, pairs = self.kept.begin(generator, sums, lone)
         batches = self.loaders["train"].shuffled(seed=seed, epoch=self.epoch, held=train.shuffle, rank=team.rank,
-                                                 ranks=team.ranks)
-        sums, pairs, lone = torch.zeros(6, device=device), 0, torch.zeros((), device=device)
+                                                 ranks=team.ranks, skip=begun)
         label = f"{self.name} epoch {self.epoch}/{self.epochs}"
         total = self.loaders["train"].share(team.ranks) * team.ranks
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         with progress(label=label, unit="pair", total=total, silent=not team.first) as bar:
-            for step, batch in enumerate(batches, 1):
+            bar.update(pairs)
+            for step, batch in enumerate(batches, begun + 1):
                 frames, sound, labels = self.normalise(batch, device)
                 sound, whole = augment_sound(sound, self.params.augment_sound), None
                 if self.loaders["train"].lacking or train.modality_dropout:
@@ -200,10 +210,8 @@ class Training:
                     bar.set_postfix(loss=f"{sums[0].item() / pairs:.3f}", accuracy=f"{sums[5].item() / pairs:.3f}",
                                     refresh=False)
                 bar.update(len(labels))
+                self.kept.after(step, pairs, generator, sums, lone)
         means = (sums / max(pairs, 1)).tolist()
-        if not math.isfinite(means[0]):
-            raise UserError(f"the loss of {self.name} is no longer finite in epoch {self.epoch}; lower "
-                            f"train.learning_rate (it is {train.learning_rate})")
         lone = team.sum(lone).item()
         if lone and team.first:
             print(f"epoch {self.epoch}: {lone:.0f} pairs had no partner of another class in their batch and were not "
@@ -230,6 +238,7 @@ class Training:
         counts = torch.zeros(classes + 2, device=self.device)  # right ones, each class, background
         said = torch.zeros(2, val.pairs, classes, device=self.device) if self.multilabel else None  # labels, scores
         for row, prediction in enumerate(told, val.pairs * team.rank // team.ranks):
+            self.kept.look_up()
             counts[0] += prediction.right
             for label in prediction.labels:
                 counts[1 + label if label >= 0 else -1] += 1
@@ -247,9 +256,10 @@ class Training:
         return retrieval(self.model, self.loaders["val"].in_order(), self.normalise) if self.team.first else None
 
     def _choose(self, accuracy: float, precision: float | None = None) -> None:
-        """Hold on to the epoch if it is the best so far, by its mean average precision where there is one."""
+        """Hold on to the epoch if it is the best so far, the later one of two alike, by its mean average precision where
+        there is one."""
         found = {"accuracy": accuracy} | ({} if precision is None else {"map": precision})
-        if any(found[key] > self.best[key] for key in [*found][-1:]):
+        if any(found[key] >= self.best[key] for key in [*found][-1:]):
             weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
             self.best = {**found, "epoch": self.epoch, "weights": weights}
 
@@ -265,36 +275,6 @@ class Training:
                   f"validation pairs are right, which luck gives as well (up to {chance:.3f}); of the training pairs "
                   f"{accuracy:.3f}. Try a third of train.learning_rate ({self.params.train.learning_rate}){rates}, "
                   "more train.steps, or listen to some clips: may the label be heard or seen in them?")
-
-    def _keep(self, scores: dict[str, float]) -> None:
-        """Write the epoch down, so that a killed run goes on after it."""
-        self.history.append(scores)
-        state = {
-            "average": self.average.state(), "epoch": self.epoch, "best": self.best, "history": self.history,
-            "weights": {name: tensor for name, tensor in self.model.state_dict().items()
-                        if not name.startswith("backbone.")},
-            "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
-        }
-        with atomic(self.checkpoint) as path:
-            torch.save(state, path)
-
-    def _resume(self) -> None:
-        state = self.team.of_first(self._read_checkpoint)
-        if state is None:
-            return
-        self.epoch = state["epoch"]
-        self.model.load_state_dict(state["weights"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.average.load(state["average"])
-        if self.team.first:
-            self.best, self.history = state["best"], state["history"]
-            print(f"{self.name}: goes on after epoch {self.epoch}")
-
-    def _read_checkpoint(self) -> dict | None:
-        if not self.checkpoint.exists():
-            return None
-        return torch.load(self.checkpoint, weights_only=True, map_location="cpu")  # best["weights"] stays there
 
     def config(self) -> dict:
         """config.json: all that is needed to load the model and to know where it comes from."""

@@ -34,6 +34,7 @@ from maavt.work import default_workers, positive
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 RESTARTS = 3  # of all processes from the last checkpoint, when one of them dies
+AGAIN_LATER = 75  # exit code when somebody else needs the machine: EX_TEMPFAIL of sysexits.h
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,14 @@ class Team:
             dist.all_reduce(numbers)
         return numbers
 
+    def to_first(self, thing: Any) -> list[Any] | None:
+        """What each process has, in their order; for the first alone."""
+        if self.ranks == 1:
+            return [thing]
+        things = [None] * self.ranks if self.first else None
+        dist.gather_object(thing, things)
+        return things
+
     def of_first(self, make: Callable[[], Any]) -> Any:
         """What make() returns, or the UserError that it raises, in the first process, the only one to call it."""
         if self.ranks == 1:
@@ -101,6 +110,26 @@ class Team:
 
 
 ALONE = Team()
+
+
+def again_later(kept: str) -> SystemExit:
+    """Say that a SIGTERM ended the training; to be raised."""
+    print(f"stopped by SIGTERM; what is kept goes up to {kept}, run the same command again later to go on",
+          file=sys.stderr, flush=True)
+    return SystemExit(AGAIN_LATER)
+
+
+@contextmanager
+def preemptible() -> Iterator[None]:
+    """A SIGTERM ends this process with AGAIN_LATER, at once where nothing else is said."""
+    def end(*_: Any) -> None:
+        raise again_later("the last checkpoint")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Gather(torch.autograd.Function):
@@ -147,7 +176,7 @@ def launch(work: Callable[..., Any], batch: int, *arguments: Any) -> Any:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     place = os.environ.get("MAAVT_RENDEZVOUS", "")
-    with TemporaryDirectory(prefix="maavt-") as meeting, _ended_by_signals(), _unheard():
+    with TemporaryDirectory(prefix="maavt-") as meeting, _ended_by_signals() as interrupted, _unheard():
         there = {"rdzv_endpoint": place}
         if machines == 1:  # a file to meet in, and no port that other machines could reach
             os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -164,7 +193,7 @@ def launch(work: Callable[..., Any], batch: int, *arguments: Any) -> Any:
             if (told := Path(meeting, "error")).exists():
                 raise UserError(told.read_text()) from None
             if isinstance(error, KeyboardInterrupt | SignalException):
-                raise KeyboardInterrupt from None
+                raise (KeyboardInterrupt if interrupted.is_set() else again_later("the last checkpoint")) from None
             if isinstance(error, ChildFailedError):
                 rank, failure = error.get_first_failure()
                 how = f"by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "by an error"
@@ -236,13 +265,13 @@ def _tasks_here() -> int:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """A Ctrl-C, or the first SIGTERM, is a KeyboardInterrupt, which the launcher answers by ending the children and the
-    meeting of the machines. Children know no Ctrl-C, which would be a traceback of each."""
+def _ended_by_signals() -> Iterator[threading.Event]:
+    """A Ctrl-C, which sets the event, or the first SIGTERM is a KeyboardInterrupt, which the launcher answers by ending
+    the children and the meeting of the machines. Children know no Ctrl-C, which would be a traceback of each."""
     resource_tracker.ensure_running()  # else a child's start does it, and that unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGQUIT)}
-    ended = threading.Event()
+    ended, interrupted = threading.Event(), threading.Event()
 
     def end(number, frame) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # several children may send one, and ending them takes a while
@@ -251,13 +280,14 @@ def _ended_by_signals() -> Iterator[None]:
     def wait() -> None:
         while not ended.is_set():
             if signal.sigtimedwait({signal.SIGINT}, 0.2):
+                interrupted.set()
                 os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     try:
-        yield
+        yield interrupted
     finally:
         ended.set()
         thread.join()

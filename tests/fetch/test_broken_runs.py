@@ -25,7 +25,7 @@ def download(folder: Path, url: str, on_drive: str, environment: dict[str, str])
     os.environ |= environment  # its parent was started once, for all tests
     http = Http(Budget(folder))
     jobs = [partial(hub.fetch, http, archive, folder / archive.name)
-            for archive in hub.archives(url, "a/b", "main", "*.tar.gz")]
+            for archive in hub.archives(http, url, "a/b", "main", "*.tar.gz")]
     jobs += [partial(fetch_from_drive, http, on_drive, folder / "d.zip"), partial(http.file, f"{url}/s", folder / "s")]
     for _, result in http.each(lambda job: job(), jobs):
         if isinstance(result, Failed):

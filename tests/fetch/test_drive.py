@@ -70,12 +70,49 @@ def test_a_part_that_the_server_does_not_go_on_with_is_fetched_anew(drive, url, 
     (QUOTA, "session", "quota"),
     (QUOTA.replace("Too many users have viewed or downloaded this file recently.",
                    "Sorry, the file you have requested does not exist."), "permanent", "no such file"),
-    ("<form id='gaia_loginform'>", "transient", "wants a login"),
+    ("<form id='gaia_loginform'>", "permanent", "MAAVT_COOKIES"),
+    ("<p>something new</p>", "transient", "does not know"),
 ])
 def test_pages_of_refusal_say_what_is_the_matter(drive, url, tmp_path, page, kind, advice):
     drive.routes["/uc"] = lambda *_: ("text/html", page.encode())
     failed = failure(tmp_path, url)
     assert failed.kind == kind and advice in failed.reason
+
+
+@pytest.mark.parametrize("status, kind, asked", [(403, "session", 2), (404, "permanent", 2), (429, "session", 12),
+                                                 (503, "transient", 12)])
+def test_a_status_that_gdown_does_not_tell_is_asked_for_once_more_and_keeps_its_kind(drive, url, tmp_path, status, kind,
+                                                                                    asked):
+    drive.fault = lambda asked: Fault(status=status, headers={"Content-Type": "text/html"})
+    failed = failure(tmp_path, url)
+    assert failed.kind == kind and f"HTTP {status}" in failed.reason
+    assert len([ask for ask in drive.asked if ask.method == "GET"]) == asked
+
+
+def test_drive_is_waited_for_when_it_asks(drive, url, tmp_path, slept):
+    drive.fault = times(2, Fault(status=429, headers={"Content-Type": "text/html", "Retry-After": "7"}))
+    fetch(new(tmp_path), url, tmp_path / "a")
+    assert max(slept) == pytest.approx(7, abs=0.1) and (tmp_path / "a").read_bytes() == DATA
+
+
+def test_cookies_of_ones_own_reach_drive_and_their_file_stays_as_it_is(drive, url, tmp_path, monkeypatch):
+    mine = tmp_path / "cookies.txt"
+    mine.write_text("# Netscape HTTP Cookie File\n.google.com\tTRUE\t/\tTRUE\t0\tSID\tsecret\n")
+    before = mine.read_bytes()
+    monkeypatch.setenv("MAAVT_COOKIES", str(mine))
+    fetch(new(tmp_path), url, tmp_path / "a")
+    assert {asked.headers.get("Cookie") for asked in drive.asked if asked.method == "GET"} == {"SID=secret"}
+    assert mine.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", [None, "no cookies"])
+def test_cookies_that_are_none_are_the_users_to_mend(drive, url, tmp_path, monkeypatch, text):
+    if text:
+        (tmp_path / "mine").write_text(text)
+    monkeypatch.setenv("MAAVT_COOKIES", str(tmp_path / "mine"))
+    with pytest.raises(UserError, match="MAAVT_COOKIES=.*mine.*Netscape"):
+        fetch(new(tmp_path), url, tmp_path / "a")
+    assert not drive.asked
 
 
 def test_a_file_beyond_the_disk_budget_is_not_begun(drive, url, tmp_path, monkeypatch):

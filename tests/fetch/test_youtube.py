@@ -7,7 +7,7 @@ import pytest
 
 from maavt.clips import read_manifest
 from maavt.errors import UserError
-from maavt.fetch import Failed, youtube
+from maavt.fetch import Failed, explain, youtube
 from maavt.stages import download
 from tests.server import Fault, Hub
 from tests.sources.common import make_project, media
@@ -101,4 +101,5 @@ def test_cookies_proxy_and_sleep_are_passed_on(monkeypatch):
     ("something never seen", "transient"),
 ])
 def test_messages_are_told_apart(message, kind):
-    assert youtube.explain(message).kind == kind
+    found = explain("youtube", message)
+    assert (found.kind if found else "transient") == kind

@@ -1,3 +1,6 @@
+import json
+import os
+import pickle
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -5,12 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import webdataset as wds
 
 from maavt.clips import read_manifest
 from maavt.errors import UserError
 from maavt.shards import reader
 from maavt.shards.loader import Loader
 from maavt.shards.reader import Reader
+from maavt.work import sha256
 
 
 def loader(project: Path, split="train", batch=16) -> Loader:
@@ -47,6 +52,14 @@ def test_the_order_does_not_depend_on_the_number_of_threads(made, monkeypatch):
     first = order(made)
     monkeypatch.setenv("MAAVT_WORKERS", "5")
     assert order(made) == first
+
+
+@pytest.mark.parametrize("skip", [1, 3, 99])
+def test_batches_that_are_left_out_change_nothing_of_the_others(made, skip):
+    whole = list(loader(made, "train").shuffled(seed=0, epoch=2, held=30))[skip:]
+    found = list(loader(made, "train").shuffled(seed=0, epoch=2, held=30, skip=skip))
+    assert [batch.keys for batch in found] == [batch.keys for batch in whole]
+    assert all(torch.equal(one.frames, other.frames) for one, other in zip(found, whole, strict=True))
 
 
 def test_batches_hold_uint8_frames_float16_spectrograms_and_labels_with_background(made):
@@ -121,6 +134,21 @@ def test_no_pickle_is_ever_loaded(project):
         sample["spectrogram.npy"] = buffer.getvalue()
     with pytest.raises(ValueError, match="Python objects"):
         list(loader(project, "test")._pairs(sample, None))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_members_of_a_shard_that_carry_code_are_bytes_and_nothing_more(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with wds.TarWriter(str(tmp_path / "a.tar"), encoder=False) as tar:
+        tar.write({"__key__": "a", **{f"x.{kind}": pickle.dumps(Evil()) for kind in ("pyd", "pth", "pickle", "pkl")}})
+    facts = {"shards": {"a.tar": {"sha256": sha256(tmp_path / "a.tar")}}}
+    (tmp_path / "index.json").write_text(json.dumps(facts))
+    (sample,) = Reader(tmp_path).samples(["a.tar"])
+    assert sample["x.pyd"] == pickle.dumps(Evil()) and not (tmp_path / "evil").exists()
 
 
 @pytest.fixture

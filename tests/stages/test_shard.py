@@ -21,6 +21,7 @@ from maavt.stages import shard
 from maavt.work import sha256
 from tests.conftest import tiny_settings
 from tests.media.test_quality import recoded
+from tests.sources.common import contents
 
 
 def rejects(project: Path) -> list[dict]:
@@ -108,6 +109,27 @@ def test_runs_killed_at_any_instant_go_on_and_end_with_the_same_bytes(project):
     if not (project / "data/shards/synth").exists():
         subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert {path.name: sha256(path) for path in (project / "data/shards").rglob("*.*")} == whole
+
+
+def test_a_run_killed_after_it_published_decodes_nothing_again(project, monkeypatch):
+    """DVC removes what a stage published before it runs the stage again."""
+    code = """if True:
+        import os, signal
+        from maavt.stages import shard
+        publish = shard.publish
+        def publish_and_die(*arguments):
+            publish(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        shard.publish = publish_and_die
+        shard.main([])
+        """
+    assert subprocess.run([sys.executable, "-c", code], cwd=project, stderr=subprocess.DEVNULL).returncode == -9
+    before = contents(project / "data/shards")
+    shutil.rmtree(project / "data/shards")
+    asked = []
+    monkeypatch.setattr(shard, "fan_out", lambda function, items, **_: iter(asked.extend(items) or ()))
+    shard.main([])
+    assert contents(project / "data/shards") == before and not asked
 
 
 def stats(project: Path) -> list[Path]:

@@ -252,7 +252,8 @@ def test_a_loss_that_is_not_finite_is_an_error_with_the_setting_to_lower(project
     facts["splits"]["train"]["mean"] = float("inf")
     index.unlink()
     index.write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=r"no longer finite in epoch 1; lower train.learning_rate \(it is 9.9\)"):
+    with pytest.raises(UserError, match="no longer finite in epoch 1, at half the rate too; lower train.learning_rate "
+                                        r"\(it is 9.9\)"):
         train.main([])
 
 

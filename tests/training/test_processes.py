@@ -208,13 +208,18 @@ def test_a_process_that_dies_once_costs_a_restart(monkeypatch, capfd):
     assert "a training process died: all go on from what is kept (restart 1 of 3)" in capfd.readouterr().out
 
 
-def test_ctrl_c_is_one_line_and_leaves_no_process():
+@pytest.mark.parametrize("sent, code, said", [
+    (signal.SIGINT, 130, "interrupted; what was finished is kept, run the same command again to go on\n"),
+    (signal.SIGTERM, 75, "stopped by SIGTERM; what is kept goes up to the last checkpoint, run the same command again "
+                         "later to go on\n"),
+])
+def test_ctrl_c_and_sigterm_are_one_line_and_leave_no_process(sent, code, said):
     process = run_code("sys.exit(run(lambda: launch(misbehave, 2, 'hang')))", MAAVT_PROCESSES="2")
     waiting = psutil.Process(int(process.stdout.readline().split()[1]))
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, sent)  # as a terminal does
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert told == "interrupted; what was finished is kept, run the same command again to go on\n"
+    assert process.returncode == code
+    assert told == said
     assert not waiting.is_running()
 
 
