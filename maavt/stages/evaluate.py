@@ -1,12 +1,13 @@
 """Stage evaluate: a trained model on the test split -> data/eval/MODEL.
 
 metrics.json, predictions.csv (every pair), predictions_clips.csv (every clip, where clips have one label),
-confusion.csv (for the plot) and classes.csv (accuracy of each class).
+confusion.csv (shares, for the plot) and classes.csv (accuracy of each class).
 """
 
 import argparse
 import json
 import sys
+from collections import Counter
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     audio = score("audio only", blank=blank)
     visual = score("visual only", silence=True)
     counts, said = loader.index["splits"]["test"], {"av": both, "a": audio, "v": visual}
-    clips = [] if config["background"] else clip_scores(both)
+    clips, by_sound, by_sight = ([], [], []) if config["background"] else map(clip_scores, (both, audio, visual))
     metrics = {
         "accuracy": accuracy(both),
         **certainty(both),
@@ -62,14 +63,18 @@ def main(arguments: list[str] | None = None) -> None:
     folder, classes = data / "eval" / name, [*config["classes"], *([BACKGROUND] if config["background"] else [])]
     rows = [{"key": p.key, "second": p.second, "label": classes[p.label], "predicted": classes[p.predicted],
              "probability": f"{p.probability:.4f}", "audio_only": classes[a.predicted],
-             "visual_only": classes[v.predicted]} for p, a, v in zip(both, audio, visual, strict=True)]
+             "visual_only": classes[v.predicted], "audio_only_probability": f"{a.probability:.4f}",
+             "visual_only_probability": f"{v.probability:.4f}", "likeliest": json.dumps(likeliest(p, classes))}
+            for p, a, v in zip(both, audio, visual, strict=True)]
     write_table(folder / "predictions.csv", rows[0], rows)
-    write_table(folder / "predictions_clips.csv", ("key", "label", "predicted", "probability", "pairs"), [
+    write_table(folder / "predictions_clips.csv",
+                ("key", "label", "predicted", "probability", "pairs", "audio_only", "visual_only"), [
         {"key": c.key, "label": classes[c.label], "predicted": classes[c.predicted],
-         "probability": f"{c.probability:.4f}", "pairs": c.pairs} for c in clips
+         "probability": f"{c.probability:.4f}", "pairs": c.pairs, "audio_only": classes[a.predicted],
+         "visual_only": classes[v.predicted]} for c, a, v in zip(clips, by_sound, by_sight, strict=True)
     ])
-    pairs = [{key: row[key] for key in ("label", "predicted")} for row in rows]
-    write_table(folder / "confusion.csv", ("label", "predicted"), pairs)
+    write_table(folder / "confusion.csv", ("label", "predicted", "pairs", "share"),
+                confusion([(row["label"], row["predicted"]) for row in rows], classes))
     write_table(folder / "classes.csv", ("class", "pairs", "accuracy"), [
         {"class": label, "pairs": len(own), "accuracy": f"{accuracy(own):.4f}" if own else ""}
         for label in classes for own in [[p for p in both if classes[p.label] == label]]
@@ -94,6 +99,24 @@ def clip_scores(predictions: list[Prediction]) -> list[scores.ClipScore]:
     """Every clip by the mean probability over its pairs."""
     return scores.by_clip([p.key for p in predictions], [p.label for p in predictions],
                           np.stack([p.classes for p in predictions]))
+
+
+def likeliest(prediction: Prediction, classes: list[str], count: int = 3) -> list[tuple[str, float]]:
+    """The classes of the greatest probability, background (the last of `classes`) among them where there is one."""
+    sure, best = prediction.probability, prediction.classes.max().item()
+    empty = 0.0
+    if len(classes) > len(prediction.classes):
+        empty = sure if prediction.predicted == BACKGROUND_LABEL else max(1 - sure / best, 0.0)
+    found = [*(prediction.classes * (1 - empty)).tolist(), empty][: len(classes)]
+    return [(classes[number], round(found[number], 4)) for number in np.argsort(found)[::-1][:count]]
+
+
+def confusion(pairs: list[tuple[str, str]], classes: list[str]) -> list[dict]:
+    """How often each label was taken for which class, and as a share of the label; each class has a row at least."""
+    counts, labels = Counter(pairs), Counter(label for label, _ in pairs)
+    return [{"label": label, "predicted": told, "pairs": counts[label, told],
+             "share": f"{counts[label, told] / max(labels[label], 1):.4f}"}
+            for label in classes for told in classes if counts[label, told] or label == told]
 
 
 def clip_metrics(clips: list[scores.ClipScore]) -> dict[str, float]:

@@ -28,8 +28,9 @@ from maavt.training.augment import augment_sound
 from maavt.training.average import Average
 from maavt.training.losses import class_weights, losses, mine_background, whole_batch
 from maavt.training.processes import ALONE, Team, launch
+from maavt.training.retrieval import COLUMNS, retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
-from maavt.work import atomic, project_root, publish, workspace
+from maavt.work import atomic, project_root, publish, workspace, write_table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,6 +65,8 @@ def fit(team: Team, name: str, params: Params) -> dict:
         training.run()
         if team.first:
             save_adapter(folder / "model", training.best["weights"], training.config())
+            if training.retrieved:
+                write_table(folder / "model" / "retrieval.csv", COLUMNS, training.retrieved)
             publish(folder / "model", data / "models" / name)
         return {key: training.best.get(key) for key in ("epoch", "accuracy")}
 
@@ -106,10 +109,11 @@ class Training:
         self.scheduler = _schedule(self.optimizer, train, self.epochs, self.steps)
         self.weights = class_weights(loaders["train"].class_pairs(), train.balance).to(self.device) \
             if train.balance else None
-        self.epoch, self.best, self.history = 0, {"accuracy": -1.0}, []
+        self.epoch, self.best, self.history, self.retrieved = 0, {"accuracy": -1.0}, [], []
 
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
+        self._retrieve("before")
         self._resume()
         with self._live() as live:
             for scores in self.history:
@@ -128,12 +132,20 @@ class Training:
             if self.team.first:  # metrics.json otherwise tells of the last epoch alone
                 live.summary["kept"] = {"epoch": self.best["epoch"], "val_accuracy": self.best["accuracy"]}
                 live.make_summary()
+        self._retrieve("after")
+
+    def _retrieve(self, when: str) -> None:
+        """Note how well the streams find one another, before training and after its last epoch."""
+        if self.team.first:
+            self.retrieved += retrieval(self.model, self.loaders["val"].in_order(), self.normalise, self.device, when)
 
     def _live(self) -> Live | nullcontext:
         if not self.team.first:
             return nullcontext()
         try:
-            return Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None)
+            live = Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None)
+            live.step = 1  # epochs count from 1
+            return live
         except SCMError as error:
             raise UserError(f"git: {error}; DVC needs a repository with a commit, make one here: git init && "
                             "git add . && git commit -m start") from None
@@ -184,7 +196,8 @@ class Training:
             print(f"epoch {self.epoch}: {lone:.0f} pairs had no partner of another class in their batch and were not "
                   "made background")
         names = ("loss", "class_loss", "background_loss", "contrastive_loss", "contrastive_chance", "accuracy")
-        return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+        return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)} | {
+            "train/learning_rate": max(self.scheduler.get_last_lr())}
 
     def _contrastive(self, step: int) -> dict:
         """How this step of the epoch takes the contrastive loss of a model that has one."""
