@@ -8,6 +8,7 @@ import os
 import sys
 
 from maavt.errors import UsageError, run
+from maavt.work import timed
 
 STAGES = {
     "listing": "stage: what files there are in a folder of one's own",
@@ -46,7 +47,10 @@ def command(arguments: list[str]) -> int | None:
         raise UsageError(f"no command {name!r}; expected one of {', '.join(STAGES | COMMANDS)}")
     # Read when torch loads: the loss of another machine would print its C++ frames, and we tell it in a line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    return importlib.import_module(f"maavt.{'stages' if name in STAGES else 'commands'}.{name}").main(rest)
+    if name in COMMANDS:
+        return importlib.import_module(f"maavt.commands.{name}").main(rest)
+    with timed(" ".join(arguments)):
+        return importlib.import_module(f"maavt.stages.{name}").main(rest)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,14 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from maavt.errors import UserError
@@ -103,6 +107,60 @@ def _locked(folder: Path, stage: str) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+@contextmanager
+def timed(stage: str) -> Iterator[None]:
+    """Note in .work/times how long a stage took, and where, for the report to tell; what a run that was stopped took
+    counts for the one that goes on."""
+    begin = time.monotonic()
+    try:
+        yield
+    except SystemExit:  # --help
+        raise
+    except BaseException:
+        _note(stage, begin, whole=False)
+        raise
+    _note(stage, begin, whole=True)
+
+
+def _note(stage: str, begin: float, whole: bool) -> None:
+    with suppress(OSError, UserError):
+        before = read_times().get(stage, {"whole": True})
+        seconds = time.monotonic() - begin + (0 if before["whole"] else before["seconds"])
+        facts = {"stage": stage, "seconds": seconds, "whole": whole, "machine": machine(),
+                 "ended": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+        with atomic(_times() / "".join(c if c.isalnum() else "-" for c in stage)) as path:
+            path.write_text(json.dumps(facts))
+
+
+def read_times() -> dict[str, dict]:
+    """What was noted of the last run of each stage: seconds, ended, machine, and whether it ended well (whole)."""
+    found = {}
+    for path in _times().glob("[!.]*"):
+        with suppress(ValueError, KeyError):
+            facts = json.loads(path.read_text())
+            found[facts["stage"]] = facts
+    return found
+
+
+def _times() -> Path:
+    return Path(os.environ.get("DVC_ROOT") or project_root()) / ".work" / "times"
+
+
+def machine() -> str:
+    """This machine in words: processor, cores lent to this process, memory, and the GPU that torch uses."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    told = f"{name}, {cores} cores, {memory:.0f} GB"
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        told += f", {torch.cuda.get_device_name()}"
+    return told
 
 
 def link_tree(source: Path, destination: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SHARED = {"__init__", "cli", "params", "errors", "progress", "work", "clips"}  # the modules at the top of maavt/
-FLOORS = [{"stages", "commands"}, {"recordings"}, {"training", "sources", "measure"},
+FLOORS = [{"stages", "commands"}, {"recordings"}, {"training", "sources", "measure", "page"},
           {"models", "shards", "media", "workers"}, {"fetch"}, SHARED]  # from above to below
 
 

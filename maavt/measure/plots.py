@@ -5,15 +5,16 @@ import statistics
 import numpy as np
 from matplotlib.figure import Figure
 
-HUES = {"maavt": "#e07a2f", "maavt_paper": "#f0b68a", "paper": "#f0b68a", "linear": "#8d6b94",
-        "lavish": "#2a6f97", "lavish_deep": "#7fb2d1", "mbt": "#4c956c"}
-GREY = "#9aa5ab"
+# A model has one colour everywhere, in pictures and on the report page; no other thing has it.
+HUES = {"maavt": "#2a6f97", "maavt_paper": "#7fb2d1", "paper": "#7fb2d1", "linear": "#8d6b94",
+        "lavish": "#b8860b", "lavish_deep": "#dcb85a", "mbt": "#4c956c"}
+INK, GREY = "#1c2b33", "#9aa5ab"
 
 
 def throughput(figure: Figure, rows: list[dict]) -> None:
     """Samples per second of every model: a panel per backbone and mode, the largest batch, whiskers over rounds."""
     panels = list(dict.fromkeys((row["backbone"], row["mode"]) for row in rows))
-    figure.set_size_inches(6.4, 0.4 + 1.9 * len(panels))
+    figure.set_size_inches(4.4, 0.4 + 2.1 * len(panels))
     for axes, (backbone, mode) in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
         held = [row for row in rows if (row["backbone"], row["mode"]) == (backbone, mode)]
         largest = max(int(row["batch"]) for row in held)
@@ -21,17 +22,18 @@ def throughput(figure: Figure, rows: list[dict]) -> None:
         rates = [float(row["samples_per_second"]) for row in held]
         spread = [[rate - float(row["slowest"]) for rate, row in zip(rates, held, strict=True)],
                   [float(row["fastest"]) - rate for rate, row in zip(rates, held, strict=True)]]
-        bars = axes.barh([row["model"] for row in held], rates, xerr=spread, error_kw={"elinewidth": 0.8},
+        bars = axes.barh([row["model"] for row in held], rates, xerr=spread, ecolor=INK, error_kw={"elinewidth": 0.8},
                          color=[HUES.get(row["model"], GREY) for row in held])
         axes.bar_label(bars, fmt="%.1f", padding=6, fontsize=8)
-        axes.set_title(f"{backbone}, {mode}, batch {largest}, {held[0]['dtype']}", fontsize=9, loc="left")
-        axes.margins(x=0.15)
+        axes.set_title(f"{mode}, {backbone}\n{held[0]['image_size']} px, batch {largest}, {held[0]['dtype']}, "
+                       f"{held[0]['device']}", fontsize=9, loc="left")
+        axes.margins(x=0.2)
     axes.set_xlabel("samples per second")
 
 
 def parameters(figure: Figure, rows: list[dict]) -> None:
     """Trained parameters of every model and backbone, and what the paper says (ring)."""
-    figure.set_size_inches(6.4, 3.2)
+    figure.set_size_inches(4.4, 3.4)
     axes = figure.subplots()
     backbones = list(dict.fromkeys(row["backbone"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -42,10 +44,10 @@ def parameters(figure: Figure, rows: list[dict]) -> None:
                  color=HUES.get(model, GREY))
         paper = [(x, float(row["paper_trainable_m"])) for x, row in zip(at, held, strict=True)
                  if row["paper_trainable_m"]]
-        axes.plot(*zip(*paper, strict=True) if paper else ((), ()), "o", mfc="none", color="black", markersize=6)
+        axes.plot(*zip(*paper, strict=True) if paper else ((), ()), "o", mfc="none", color=INK, markersize=5)
     axes.set(xticks=range(len(backbones)), yscale="log", ylabel="trained parameters, millions")
     axes.set_xticklabels([name.removesuffix("_patch16_224") for name in backbones], fontsize=8)
-    axes.legend(frameon=False, ncols=3, fontsize=8)
+    figure.legend(frameon=False, ncols=3, fontsize=8, loc="outside upper center")
 
 
 def ablation(figure: Figure, rows: list[dict], metric: str) -> None:

@@ -44,6 +44,15 @@ def calibration_error(probability: Sequence[float], right: Sequence[bool]) -> fl
     return (np.abs(np.bincount(number, probability - right)).sum() / max(len(right), 1)).item()
 
 
+def calibration(probability: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float, int]]:
+    """The reliability curve: of each of the BINS bins that is not empty the mean stated probability, the share that is
+    right, and the number of pairs."""
+    probability, right = np.asarray(probability, float), np.asarray(right, float)
+    number = np.minimum((probability * BINS).astype(int), BINS - 1)
+    return [(probability[own].mean().item(), right[own].mean().item(), int(own.sum()))
+            for bin_ in range(BINS) if (own := number == bin_).any()]
+
+
 def macro_recall(labels: Sequence[int], predicted: Sequence[int]) -> float:
     """The mean over classes, of those that occur as a label, of the share that is told: each class counts the same."""
     labels, right = np.asarray(labels), np.equal(labels, predicted)

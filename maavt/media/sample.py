@@ -80,7 +80,7 @@ def _read(path: Path, recipe: Spectrogram, frame_size: int, whole: bool, begin: 
         wanted = frames_of_pairs(recipe, whole) if recipe.pairs != "covered" else range(recipe.clip_seconds)
         media = _stretched(media, span, recipe, wanted)
     rate, size = recipe.sample_rate, recipe.seconds * recipe.sample_rate
-    begins = _begins(min(media.seconds, span), recipe)
+    begins = pair_begins(min(media.seconds, span), recipe)
     if whole:
         stretches, needed = media.waveform[None], wanted
     else:
@@ -119,7 +119,7 @@ def frames_of_pairs(recipe: Spectrogram, whole: bool = False) -> range:
     return range(middle, recipe.clip_seconds, recipe.seconds)
 
 
-def _begins(reach: float, recipe: Spectrogram) -> list[float]:
+def pair_begins(reach: float, recipe: Spectrogram) -> list[float]:
     """The seconds at which the pairs begin of a clip that reaches so far."""
     if recipe.pairs == "one":
         return [recipe.offset]

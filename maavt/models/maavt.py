@@ -196,13 +196,16 @@ class MAAVT(nn.Module):
                 for stream, weight in zip(summary.chunk(2, -1), self.head.weight.chunk(2, -1), strict=True)]
 
     @torch.no_grad()
-    def attention_map(self, frames: Tensor, spectrograms: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the class prompt looks in the last block: (B, patches) of the frame and of the spectrogram, sum 1."""
+    def attention_map(self, frames: Tensor, spectrograms: Tensor, *, background: bool = False
+                      ) -> tuple[Tensor, Tensor]:
+        """Where the class prompt, or the `background` prompt, looks in the last block: (B, patches) of the frame and of
+        the spectrogram, sum 1."""
         x, patches = self._tokens(frames, spectrograms)
         *blocks, (last, last_own) = self._blocks()
         for block, own in blocks:
             x = run_block(block, x, own=own)
-        scores = attention_scores(last, x, query=0, own=last_own)[:, 1 : 1 + patches].float()
+        query = 1 + patches if background else 0
+        scores = attention_scores(last, x, query=query, own=last_own)[:, 1 : 1 + patches].float()
         return tuple(scores.softmax(-1).chunk(2))
 
     def _blocks(self) -> list[tuple[Block, StreamAdapters | None]]:

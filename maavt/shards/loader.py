@@ -91,6 +91,10 @@ class Loader:
         first, end = (self.pairs * number // ranks for number in (rank, rank + 1))
         yield from self._batches(self._read(self.shards, rng=None, first=first, count=end - first), rng=None)
 
+    def stretch(self, first: int, count: int) -> Iterator[Batch]:
+        """Pairs number `first` to `first + count` in the order of in_order(); shards of others are not opened."""
+        yield from self._batches(self._read(self.shards, rng=None, first=first, count=count), rng=None)
+
     def share(self, ranks: int = 1) -> int:
         """Pairs that each of `ranks` processes gets of one shuffled pass."""
         return -(-self.pairs // ranks)

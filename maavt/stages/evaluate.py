@@ -1,13 +1,16 @@
 """Stage evaluate: a trained model on the test split -> data/eval/MODEL.
 
 metrics.json, predictions.csv (every pair), predictions_clips.csv (every clip, where clips have one label),
-confusion.csv (for the plot) and classes.csv (accuracy of each class).
+confusion.csv (shares, for the plot) and classes.csv (accuracy of each class).
 """
 
 import argparse
+import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     audio = score("audio only", blank=blank)
     visual = score("visual only", silence=True)
     counts, said = loader.index["splits"]["test"], {"av": both, "a": audio, "v": visual}
-    clips = [] if config["background"] else clip_scores(both)
+    clips, by_sound, by_sight = ([], [], []) if config["background"] else map(clip_scores, (both, audio, visual))
     metrics = {
         "accuracy": accuracy(both),
         **certainty(both),
@@ -60,23 +63,27 @@ def main(arguments: list[str] | None = None) -> None:
         "trained": config["trainable"],
         "epoch": config["epoch"],  # the one that was kept, and what it reached on the validation split
         **{key: config[key] for key in ("val_accuracy", "val_map") if key in config},
-        **retrieval_metrics(config.get("retrieval")),
+        **retrieval_metrics(data / "models" / name / "retrieval.csv"),
         "coverage": counts["samples"] / (counts["samples"] + counts["rejected"]),
         **(vggsounder_metrics(labels, said, config["classes"]) if labels else {}),
     }
     folder, classes = data / "eval" / name, [*config["classes"], *([BACKGROUND] if config["background"] else [])]
     rows = [{"key": p.key, "second": p.second, "label": named(p.label, classes), "predicted": classes[p.predicted],
              "probability": f"{p.probability:.4f}", "audio_only": classes[a.predicted],
-             "visual_only": classes[v.predicted], "absent": p.absent}
+             "visual_only": classes[v.predicted], "audio_only_probability": f"{a.probability:.4f}",
+             "visual_only_probability": f"{v.probability:.4f}", "likeliest": json.dumps(likeliest(p, classes)),
+             "absent": p.absent}
             for p, a, v in zip(both, audio, visual, strict=True)]
     write_table(folder / "predictions.csv", rows[0], rows)
-    write_table(folder / "predictions_clips.csv", ("key", "label", "predicted", "probability", "pairs"), [
+    write_table(folder / "predictions_clips.csv",
+                ("key", "label", "predicted", "probability", "pairs", "audio_only", "visual_only"), [
         {"key": c.key, "label": named(c.label, classes), "predicted": classes[c.predicted],
-         "probability": f"{c.probability:.4f}", "pairs": c.pairs} for c in clips
+         "probability": f"{c.probability:.4f}", "pairs": c.pairs, "audio_only": classes[a.predicted],
+         "visual_only": classes[v.predicted]} for c, a, v in zip(clips, by_sound, by_sight, strict=True)
     ])
-    pairs = [{"label": classes[label], "predicted": classes[p.predicted]} for p in both
+    pairs = [(classes[label], classes[p.predicted]) for p in both
              for label in ([p.predicted] if p.right else p.labels)]  # of several labels, the one that is told
-    write_table(folder / "confusion.csv", ("label", "predicted"), pairs)
+    write_table(folder / "confusion.csv", ("label", "predicted", "pairs", "share"), confusion(pairs, classes))
     rows = class_rows(both, classes, average_precisions(*scored(both)) if loader.multilabel else None)
     write_table(folder / "classes.csv", rows[0], rows)
     with atomic(folder / "metrics.json") as path:
@@ -99,6 +106,24 @@ def clip_scores(predictions: list[Prediction]) -> list[scores.ClipScore]:
     """Every clip by the mean probability over its pairs."""
     return scores.by_clip([p.key for p in predictions], [p.label for p in predictions],
                           np.stack([p.classes for p in predictions]))
+
+
+def likeliest(prediction: Prediction, classes: list[str], count: int = 3) -> list[tuple[str, float]]:
+    """The classes of the greatest probability, background (the last of `classes`) among them where there is one."""
+    sure, best = prediction.probability, prediction.classes.max().item()
+    empty = 0.0
+    if len(classes) > len(prediction.classes):
+        empty = sure if prediction.predicted == BACKGROUND_LABEL else max(1 - sure / best, 0.0)
+    found = [*(prediction.classes * (1 - empty)).tolist(), empty][: len(classes)]
+    return [(classes[number], round(found[number], 4)) for number in np.argsort(found)[::-1][:count]]
+
+
+def confusion(pairs: list[tuple[str, str]], classes: list[str]) -> list[dict]:
+    """How often each label was taken for which class, and as a share of the label; each class has a row at least."""
+    counts, labels = Counter(pairs), Counter(label for label, _ in pairs)
+    return [{"label": label, "predicted": told, "pairs": counts[label, told],
+             "share": f"{counts[label, told] / max(labels[label], 1):.4f}"}
+            for label in classes for told in classes if counts[label, told] or label == told]
 
 
 def clip_metrics(clips: list[scores.ClipScore]) -> dict[str, float]:
@@ -165,11 +190,12 @@ def background_metrics(predictions: list[Prediction]) -> dict[str, float]:
     return {"accuracy_background": binary, "accuracy_foreground_classes": classes, "accuracy_authors": classes * binary}
 
 
-def retrieval_metrics(found: dict | None) -> dict[str, float]:
+def retrieval_metrics(table: Path) -> dict[str, float]:
     """How often a sound of the validation split finds its own picture at once and among five, on average over the
-    blocks, before training and after; config.json has each block."""
-    return {f"{recall}_{when}": float(np.mean(found[when][recall])) for recall in ("recall_1", "recall_5")
-            for when in ("before", "after")} if found else {}
+    blocks, before training and after; nothing for a model that compares none."""
+    rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
+    return {f"{recall}_{when}": float(np.mean([float(row[recall]) for row in rows if row["when"] == when]))
+            for recall in ("recall_1", "recall_5") for when in ("before", "after") if rows}
 
 
 def vggsounder_metrics(labels: vggsounder.Labels, said: dict[str, list[Prediction]], classes: list[str]) -> dict:

@@ -2,167 +2,110 @@
 
 import argparse
 import base64
-import csv
-import io
-import json
+import hashlib
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import jinja2
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from maavt.clips import BACKGROUND
+from maavt.clips import SPLITS, read_manifest
 from maavt.errors import UserError, run
 from maavt.measure import plots
-from maavt.params import load_params
-from maavt.shards.loader import Loader
+from maavt.page import pairs, published, ran, scored, trained
+from maavt.page.draw import svg
+from maavt.page.results import Result, read_result, read_table
+from maavt.params import Params, load_params
 from maavt.shards.reader import Reader
-from maavt.work import atomic, project_root
-
-matplotlib.use("agg")
-INK, HUES = "#1c2b33", ("#2a6f97", "#e07a2f", "#4c956c")
-EXAMPLES = 12
+from maavt.work import atomic, machine, project_root
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw what the other stages found. Models that params.yaml does not name are left out."""
     argparse.ArgumentParser("maavt report", description=__doc__).parse_args(arguments)
     params, data = load_params(), project_root() / "data"
+    results = [read_result(data, name) for name in params.models]
     try:
-        results = [{"name": name, **_result(data, name)} for name in params.models]
-        benchmark = {table: _rows(data / "benchmark" / f"{table}.csv") for table in ("parameters", "throughput")}
+        benchmark = {table: read_table(data / "benchmark" / f"{table}.csv") for table in ("parameters", "throughput")}
     except FileNotFoundError as error:
         raise UserError(f"no {error.filename}; run the stages before the report first (dvc repro)") from None
-    loader = Loader(Reader.of(params.dataset), "test", batch=1, image_size=min(params.image_size, 224))
-    pages = jinja2.Environment(loader=jinja2.PackageLoader("maavt.stages", ""), autoescape=True)
-    html = pages.get_template("report.html").render(
-        dataset=params.dataset,
-        splits=loader.index["splits"],
-        rejects=_rows(data / "shards" / params.dataset / "rejects.csv"),
-        results=results,
-        modalities=picture(modalities, results),
-        curves=picture(curves, results),
-        benchmark=[(picture(getattr(plots, table), rows), rows) for table, rows in benchmark.items()
-                   if rows],
-        examples=examples(loader, results[0]["predictions"]),
-    )
+    html = render(params=params, dataset=params.dataset, models=params.models, splits=SPLITS, results=results,
+                  main=results[0], **what_was_run(params, data), **how_good(params, results),
+                  published={"7": published.table_7(params, results, benchmark["parameters"]),
+                             "8": published.table_8(params, results, data),
+                             "9": published.table_9(benchmark["throughput"])},
+                  curves=trained.curves(results), retrieval=trained.retrieval(results),
+                  **some_pairs(params, results, data), benchmark=benchmark,
+                  drawn={table: svg(getattr(plots, table), rows, label=f"{table} of the benchmark")
+                         for table, rows in benchmark.items()})
     with atomic(data / "report" / "index.html") as path:
         path.write_text(html)
     print("data/report/index.html")
 
 
-def _result(data: Path, name: str) -> dict:
-    folder = data / "eval" / name
-    predictions = _rows(folder / "predictions.csv")
-    classes = _rows(folder / "classes.csv")
-    return {
-        "metrics": json.loads((folder / "metrics.json").read_text()),
-        "classes": classes,
-        "predictions": predictions,
-        "epochs": {str(path.relative_to(data / "curves" / name / "plots" / "metrics").with_suffix("")): _rows(path)
-                   for path in sorted((data / "curves" / name).rglob("*.tsv"))},
-        "confusion": picture(confusion, predictions, [row["class"] for row in classes]),
-    }
+def render(**values) -> str:
+    """The page. Every text is escaped; only the script that came with the template may run (its hash is named)."""
+    folder = jinja2.PackageLoader("maavt.page", "")
+    templates = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                   undefined=jinja2.StrictUndefined)
+    templates.filters |= {"percent": percent, "points": points, "plain": plain}
+    style, script = (Markup(folder.get_source(templates, name)[0]) for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return templates.get_template("index.html").render(style=style, script=script, digest=digest, **values)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+def what_was_run(params: Params, data: Path) -> dict:
+    """The first section."""
+    shards, index = data / "shards" / params.dataset, Reader.of(params.dataset).index
+    rejects, settings = read_table(shards / "rejects.csv"), ran.settings(params)
+    try:
+        clips = read_manifest(data / "raw" / params.dataset)[0]
+    except UserError:
+        clips = None
+    return {"index": index, "rejects": rejects, "dropped": ran.drop_outs(rejects), "settings": settings,
+            "counts": ran.class_counts(clips, read_table(shards / "quality.csv"), index) if clips else [],
+            "made": ran.now(), "revision": ran.revision(), "times": ran.times(params.models), "machine": machine(),
+            "command": ran.command(settings)}
 
 
-def picture(draw, *arguments) -> str:
-    """What `draw(figure, ...)` draws, as SVG in a data URL."""
-    figure = Figure(layout="constrained")
-    matplotlib.rcParams.update({"svg.hashsalt": "maavt", "font.size": 9, "text.color": INK, "axes.edgecolor": INK,
-                                "axes.spines.top": False, "axes.spines.right": False})
-    draw(figure, *arguments)
-    with io.BytesIO() as buffer:
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-        return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def how_good(params: Params, results: list[Result]) -> dict:
+    """The second section."""
+    probe = next((result for result in results if result.name == "linear"), None)
+    return {"good": [{
+        "result": result,
+        "accuracies": scored.accuracies(result),
+        "against_probe": scored.against(result, probe) if probe and result is not probe else None,
+        "committed": scored.since_last_commit(result, params.dataset),
+        "confused": scored.most_confused(result),
+        "confusion": scored.confusion(result),
+    } for result in results], "probe": probe, "chance": scored.chance(results[0]),
+        "by_class": scored.by_class(results), "reliability": scored.reliability(results),
+        "over_seconds": scored.over_seconds(results)}
 
 
-def modalities(figure: Figure, results: list[dict]) -> None:
-    """Accuracy with both modalities beside either one alone."""
-    figure.set_size_inches(5.6, 2.6)
-    axes = figure.subplots()
-    kinds = {"accuracy": "both", "accuracy_audio_only": "audio only", "accuracy_visual_only": "visual only"}
-    for place, (key, label) in enumerate(kinds.items()):
-        at = np.arange(len(results)) + (place - 1) * 0.27
-        bars = axes.bar(at, [result["metrics"][key] for result in results], 0.25, label=label, color=HUES[place])
-        axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
-    axes.set(xticks=range(len(results)), xticklabels=[result["name"] for result in results], ylim=(0, 1.12),
-             ylabel="accuracy on test pairs")
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.2))
+def some_pairs(params: Params, results: list[Result], data: Path) -> dict:
+    """The section of examples."""
+    gallery = pairs.Gallery(params, results, data)
+    found = [(rule, [gallery.card(number) for number in rule.chosen])
+             for rule in pairs.choose(results[0], params.seed)]
+    return {"axes": pairs.axes(gallery.recipe), "recipe": gallery.recipe, "attends": gallery.model is not None,
+            "pairs": found, "labels": sorted({card["label"] for _, cards in found for card in cards})}
 
 
-def curves(figure: Figure, results: list[dict]) -> None:
-    """Loss and accuracy over the epochs; of models that have one, the contrastive loss beside what chance gives."""
-    panels = [("train/loss",), ("train/accuracy", "val/accuracy"),
-              ("train/contrastive_loss", "train/contrastive_chance")]
-    compared = [any(float(row["contrastive_chance"]) for row in result["epochs"].get("train/contrastive_chance", []))
-                for result in results]
-    panels = panels if any(compared) else panels[:2]
-    figure.set_size_inches(3.8 * len(panels), 2.6)
-    for axes, names in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for number, result in enumerate(results):
-            if names[0] == "train/contrastive_loss" and not compared[number]:
-                continue
-            for style, name in zip(("-", "--") if len(names) > 1 else ("-",), names, strict=True):
-                rows = result["epochs"].get(name, [])
-                axes.plot([int(row["step"]) + 1 for row in rows], [float(row[name.split("/")[1]]) for row in rows],
-                          style, marker=".", color=HUES[number % 3], label=f"{result['name']}, {name}")
-        axes.set(xlabel="epoch", ylabel=names[0].split("/")[1])
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, fontsize=8)
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.979 -> 97.9 %."""
+    return "" if share is None else f"{100 * share:.{digits}f} %"
 
 
-def confusion(figure: Figure, predictions: list[dict[str, str]], classes: list[str]) -> None:
-    """Which class is taken for which: shares of each true class."""
-    number = {label: place for place, label in enumerate(classes)}
-    counts = np.zeros((len(classes), len(classes)))
-    for row in predictions:
-        counts[number[row["label"]], number[row["predicted"]]] += 1
-    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-    few = len(classes) <= 40
-    figure.set_size_inches(*(2 * [min(max(3.2, 0.42 * len(classes) + 1.6), 12)]))
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="label")
-    axes.spines[:].set_visible(False)
-    if few:
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(classes)), classes)
-    for (y, x), share in np.ndenumerate(shares) if len(classes) <= 16 else ():
-        if counts[y, x]:
-            axes.text(x, y, f"{share:.2f}", ha="center", va="center", fontsize=6.5,
-                      color="white" if share > 0.5 else INK)
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign: 0.05 -> +5.0."""
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def examples(loader: Loader, predictions: list[dict[str, str]]) -> list[dict]:
-    """Some test pairs to look at, right and wrong ones: picture, spectrogram, label and prediction."""
-    said = {(row["key"], float(row["second"])): row for row in predictions}
-    chosen: dict[tuple[str, bool], list[dict]] = defaultdict(list)
-    for batch in loader.in_order():
-        row = said[batch.keys[0], batch.seconds[0]]
-        kept = chosen[row["label"], row["label"] == row["predicted"]]
-        if len(kept) < 2 and (not kept or kept[-1]["key"] != row["key"]):
-            kept.append({**row, "right": row["label"] == row["predicted"],
-                         "frame": _png(batch.frames[0].permute(1, 2, 0).numpy()),
-                         "spectrogram": _png(batch.spectrograms[0].float().numpy().T[::-1])})
-    groups = sorted(chosen.values(), key=lambda group: (group[0]["right"], group[0]["label"] == BACKGROUND))
-    wrong = [row for group in groups for row in group if not row["right"]][: EXAMPLES // 3]
-    right = [row for group in groups for row in group[:1] if row["right"]]
-    right += [row for group in groups for row in group[1:] if row["right"]]
-    return wrong + right[: EXAMPLES - len(wrong)]
-
-
-def _png(pixels: np.ndarray) -> str:
-    with io.BytesIO() as buffer:
-        matplotlib.image.imsave(buffer, pixels, format="png", cmap="magma")
-        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def plain(value: object) -> str:
+    """A number as a person writes it: 0.5833333333333334 -> 0.5833."""
+    return f"{value:,.4g}" if isinstance(value, float) and not value.is_integer() else \
+        f"{value:,.0f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ from maavt.training.checkpoint import Checkpoint, NotFinite
 from maavt.training.losses import class_weights, losses, mine_background, whole_batch
 from maavt.training.precision import mean_average_precision
 from maavt.training.processes import ALONE, Team, launch, preemptible
-from maavt.training.retrieval import retrieval
+from maavt.training.retrieval import COLUMNS, retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
-from maavt.work import project_root, publish, workspace
+from maavt.work import project_root, publish, workspace, write_table
 
 FIRST = 32  # pairs of which prompts may begin as patches
 
@@ -72,6 +72,8 @@ def fit(team: Team, name: str, params: Params) -> dict:
         training.run()
         if team.first:
             save_adapter(folder / "model", training.best["weights"], training.config())
+            if training.retrieved:
+                write_table(folder / "model" / "retrieval.csv", COLUMNS, training.retrieved)
             publish(folder / "model", data / "models" / name)
         return {key: training.best.get(key) for key in ("epoch", "accuracy", "map")}
 
@@ -120,7 +122,7 @@ class Training:
         self.weights = class_weights(loaders["train"].class_pairs(), train.balance).to(self.device) \
             if train.balance else None
         self.epoch, self.best, self.history = 0, {"map" if self.multilabel else "accuracy": -1.0}, []
-        self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
+        self.retrieved: list[dict] = []
 
     def _first_pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames and spectrograms of some pairs to train on, the same in all processes."""
@@ -130,7 +132,7 @@ class Training:
 
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
-        self.found["before"] = self._retrieve()
+        self._retrieve("before")
         self.kept.resume()
         with self.kept.leaving(), self._live() as live:
             for scores in self.history:
@@ -152,17 +154,25 @@ class Training:
                     self.kept.save()
                     _log(live, scores)
                     self._warn(scores["train/accuracy"], chance)
-            with self.average.applied():
-                self.found["after"] = self._retrieve()
             if self.team.first:  # metrics.json otherwise tells of the last epoch alone
                 live.summary["kept"] = {"epoch": self.best["epoch"], **self._reached()}
                 live.make_summary()
+        with self.average.applied():
+            self._retrieve("after")
+
+    def _retrieve(self, when: str) -> None:
+        """Note how well the streams find one another, before training and after its last epoch."""
+        if self.team.first:
+            self.retrieved += retrieval(self.model, self.loaders["val"].in_order(), self.normalise, self.device, when,
+                                        len(self.index["classes"]))
 
     def _live(self) -> Live | nullcontext:
         if not self.team.first:
             return nullcontext()
         try:
-            return Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None)
+            live = Live(str(self.curves), save_dvc_exp=False, dvcyaml=None, report=None)
+            live.step = 1  # epochs count from 1
+            return live
         except SCMError as error:
             raise UserError(f"git: {error}; DVC needs a repository with a commit, make one here: git init && "
                             "git add . && git commit -m start") from None
@@ -217,7 +227,8 @@ class Training:
             print(f"epoch {self.epoch}: {lone:.0f} pairs had no partner of another class in their batch and were not "
                   "made background")
         names = ("loss", "class_loss", "background_loss", "contrastive_loss", "contrastive_chance", "accuracy")
-        return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+        return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)} | {
+            "train/learning_rate": max(self.scheduler.get_last_lr())}
 
     def _contrastive(self, step: int) -> dict:
         """How this step of the epoch takes the contrastive loss of a model that has one."""
@@ -251,13 +262,9 @@ class Training:
         precision = [mean_average_precision(*team.sum(said).cpu().numpy())] if self.multilabel else []
         return right / pairs, share + 2 * (share * (1 - share) / pairs) ** 0.5, *precision
 
-    def _retrieve(self) -> dict | None:
-        """How well the sounds of the validation split find their pictures now."""
-        return retrieval(self.model, self.loaders["val"].in_order(), self.normalise) if self.team.first else None
-
     def _choose(self, accuracy: float, precision: float | None = None) -> None:
-        """Hold on to the epoch if it is the best so far, the later one of two alike, by its mean average precision where
-        there is one."""
+        """Hold on to the epoch if it is the best so far, the later one of two alike; by its mean average precision
+        where there is one."""
         found = {"accuracy": accuracy} | ({} if precision is None else {"map": precision})
         if any(found[key] >= self.best[key] for key in [*found][-1:]):
             weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
@@ -302,7 +309,6 @@ class Training:
             "seed": self.params.seed,
             "epoch": self.best["epoch"],
             **self._reached(),
-            "retrieval": self.found if self.found["after"] else None,
         }
 
 

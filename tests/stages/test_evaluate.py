@@ -1,7 +1,9 @@
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,7 +13,7 @@ from maavt.clips import read_manifest
 from maavt.models.maavt import Output
 from maavt.shards.loader import Batch
 from maavt.stages import download, evaluate, shard, train
-from maavt.stages.evaluate import background_metrics, vggsounder_metrics
+from maavt.stages.evaluate import background_metrics, likeliest, vggsounder_metrics
 from maavt.training.runtime import Normaliser, Prediction, accuracy, predict
 from tests.conftest import tiny_settings
 
@@ -39,8 +41,28 @@ def test_every_class_has_a_row_and_the_rows_hold_all_pairs(made):
     assert right / 40 == pytest.approx(metrics(made)["accuracy"], abs=1e-3)
 
 
-def test_the_confusion_table_is_the_pairs_of_label_and_prediction(made):
-    assert rows(made, "confusion") == [{k: row[k] for k in ("label", "predicted")} for row in rows(made, "predictions")]
+def test_the_confusion_table_counts_the_pairs_and_names_every_class_on_both_sides(made):
+    found, said = rows(made, "confusion"), rows(made, "predictions")
+    counts = Counter((row["label"], row["predicted"]) for row in said)
+    assert {(row["label"], row["predicted"]): int(row["pairs"]) for row in found if row["pairs"] != "0"} == counts
+    classes = {row["class"] for row in rows(made, "classes")}
+    assert {row["label"] for row in found} == {row["predicted"] for row in found} == classes
+    for label in {row["label"] for row in said}:
+        assert sum(float(row["share"]) for row in found if row["label"] == label) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_likeliest_classes_hold_the_prediction_with_its_probability(made):
+    for row in rows(made, "predictions"):
+        found = json.loads(row["likeliest"])
+        probabilities = [probability for _, probability in found]
+        assert len(found) == 3 and probabilities == sorted(probabilities, reverse=True) and sum(probabilities) < 1.001
+        assert dict(found)[row["predicted"]] == pytest.approx(float(row["probability"]), abs=2e-4)
+
+
+def test_background_takes_its_share_from_the_classes():
+    said = Prediction("a", 0, 0, 1, 1, 0.3, np.array([0.25, 0.75]))  # 0.3 = 0.75 (1 - 0.6)
+    assert likeliest(said, ["cat", "dog", "background"]) == [("background", 0.6), ("dog", 0.3), ("cat", 0.1)]
+    assert likeliest(said, ["cat", "dog"]) == [("dog", 0.75), ("cat", 0.25)]
 
 
 def prediction(label, predicted, best) -> Prediction:

@@ -1,0 +1,157 @@
+"""What was run: data set, settings, code, machines and times."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+from ruamel.yaml import YAML, YAMLError
+
+from maavt.clips import BACKGROUND, SPLITS, Clip
+from maavt.media.sample import frame_second, pair_begins
+from maavt.params import Model, Params, Spectrogram
+from maavt.work import project_root, read_times
+
+PLAIN = re.compile(r"[\w./:+-]+")  # a value that DVC's command line takes without quotes
+
+
+def now() -> datetime:
+    """The time to be printed: SOURCE_DATE_EPOCH where it is set (reproducible-builds.org), so that the page is then
+    the same to the byte."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
+
+
+def git(*arguments: str) -> str | None:
+    """What git says in the project, None where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=project_root(), capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def revision() -> dict | None:
+    """The last commit, and which files differ from it; None without one."""
+    if not (told := git("log", "-1", "--format=%h%x00%cs%x00%s")):
+        return None
+    short, date, subject = told.strip("\n").split("\0")
+    changed = [line[3:] for line in (git("status", "--porcelain", "--untracked-files=no") or "").splitlines()]
+    return {"short": short, "date": date, "subject": subject,
+            "changed": [name for name in changed if Path(name).name not in ("params.yaml", "dvc.lock")]}
+
+
+def settings(params: Params) -> list[dict]:
+    """The keys of params.yaml that concern this run, with their values, and the committed ones where they differ."""
+    text = git("show", "HEAD:./params.yaml")
+    here, committed = _flat(_yaml((project_root() / "params.yaml").read_text())), _flat(_yaml(text or "") or {})
+    others = {*params.augment, *get_args(Model)} - {params.dataset, *params.models}  # augment names every data set
+    rows = []
+    for key, value in here.items():
+        changed = key in committed and value != committed[key]
+        if changed or not others & set(key.split(".")):
+            rows.append({"key": key, "value": _text(value), "before": _text(committed[key]) if changed else None})
+    return rows
+
+
+def command(rows: list[dict]) -> str:
+    """What makes this page again at its git revision."""
+    changed = [row for row in rows if row["before"] is not None]
+    return " ".join(["dvc exp run" if changed else "dvc repro",
+                     *(f"-S {shlex.quote(row['key'] + '=' + row['value'])}" for row in changed)])
+
+
+def _yaml(text: str) -> dict:
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError:
+        return {}
+
+
+def _flat(values: dict, before: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    found = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return found
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str) and PLAIN.fullmatch(value):
+        return value
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def times(models: tuple[str, ...]) -> list[dict]:
+    """Each stage with its last run in this project: when it ended, how long it took, and where."""
+    noted = read_times()
+    stages = ["listing", "download", "backbone", "shard",
+              *(f"{stage} --model {model}" for model in models for stage in ("train", "evaluate")), "benchmark"]
+    rows = [{"stage": stage.replace(" --model ", "@"), **noted.get(stage, {})} for stage in stages]
+    for row in rows:
+        if "seconds" in row:
+            minutes, seconds = divmod(round(row["seconds"]), 60)
+            row["took"] = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else \
+                f"{minutes} min {seconds} s" if minutes else f"{row['seconds']:.1f} s"
+    return rows
+
+
+def class_counts(clips: list[Clip], quality: list[dict[str, str]], index: dict) -> list[dict]:
+    """Of each class the clips and pairs in each split, as `train`: (clips, pairs); the most frequent class first.
+
+    Pairs are counted as the shards have them; None where that does not come to the number that they have.
+    """
+    recipe, reached = Spectrogram(**index["spectrogram"]), {row["key"]: float(row["seconds"]) for row in quality}
+    held, pairs = Counter(), Counter()
+    for clip in clips:
+        if clip.key not in reached:
+            continue
+        held.update((label, clip.split) for label in {clip.label, *(event[0] for event in clip.events)})
+        labels = clip.second_labels(recipe.clip_seconds)
+        for begin in pair_begins(min(reached[clip.key], recipe.clip_seconds), recipe):
+            pairs[labels[frame_second(begin, recipe)] or BACKGROUND, clip.split] += 1
+    told = {split: sum(count for (_, own), count in pairs.items() if own == split) for split in SPLITS}
+    exact = all(told[split] == index["splits"][split]["pairs"] for split in SPLITS)
+    names = [*index["classes"], *([BACKGROUND] if index["background"] else [])]
+    rows = [{"class": name, "total": sum((pairs if exact else held)[name, split] for split in SPLITS),
+             **{split: (held[name, split], pairs[name, split] if exact else None) for split in SPLITS}}
+            for name in names]
+    return sorted(rows, key=lambda row: -row["total"])
+
+
+def drop_outs(rejects: list[dict[str, str]]) -> list[dict]:
+    """How many clips dropped out for which reason, in which stage and split; the most frequent first."""
+    counts = Counter((row["stage"], row["reason"], row["split"]) for row in rejects)
+    rows = {}
+    for (stage, reason, split), count in counts.items():
+        row = rows.setdefault((stage, reason), {"stage": stage, "reason": reason, "total": 0})
+        row[split] = count
+        row["total"] += count
+    return sorted(rows.values(), key=lambda row: (-row["total"], row["reason"]))
+
+
+def committed(path: str) -> dict | str:
+    """A JSON file of data/ as the last commit's dvc.lock has it, from DVC's cache; or why there is none."""
+    if (text := git("show", "HEAD:./dvc.lock")) is None:
+        return "no dvc.lock is committed yet; git add dvc.lock && git commit makes this run the one to compare with"
+    outs = [out for stage in (_yaml(text).get("stages") or {}).values() for out in stage.get("outs", ())]
+    hashes = [out["md5"] for out in outs if out.get("path") == path and "md5" in out]
+    if not hashes:
+        return f"the last commit's dvc.lock has no {path}"
+    cache = Path(os.environ.get("DVC_ROOT") or project_root()) / ".dvc" / "cache" / "files" / "md5"
+    try:
+        return json.loads((cache / hashes[0][:2] / hashes[0][2:]).read_text())
+    except (OSError, ValueError):
+        return "the last commit's result is not in DVC's cache here; dvc fetch brings it"
+
+
+def committed_dataset() -> str | None:
+    """The data set of the last commit's params.yaml."""
+    return (_yaml(git("show", "HEAD:./params.yaml") or "") or {}).get("dataset")
