@@ -184,5 +184,5 @@ def answer(file: list[tuple[Part, list[dict]]], threshold: float) -> dict:
         return {"file": first.path, **explain(first.failed)}
     unread = [{"from": part.begin, "to": part.begin + part.length, **explain(part.failed)} for part, _ in file
               if part.failed]
-    return {"file": first.path, "seconds": first.total, "windows": windows,
+    return {"file": first.path, "seconds": first.total or windows[-1]["to"], "windows": windows,
             "events": list(events_of(windows, threshold)), **({"unread": unread} if unread else {})}
