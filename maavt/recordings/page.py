@@ -36,7 +36,7 @@ class Page:
         rows = dict.fromkeys(event["class"] for event in events)
         self.files.append({
             "name": shown(os.fspath(answer["file"])), "link": _link(answer["file"], self.path.parent),
-            "seconds": answer.get("seconds", 0) or max((w["to"] for w in answer.get("windows", [])), default=0),
+            "seconds": answer.get("seconds", 0),
             "reason": answer.get("reason", ""), "unread": answer.get("unread", []),
             "rows": [(name, [event for event in events if event["class"] == name]) for name in rows],
             "looks": sorted(((event, [_picture(*part) for part in look])

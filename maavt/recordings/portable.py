@@ -51,6 +51,8 @@ def forms(folder: Path) -> tuple[Portable, Portable, list[Example]]:
               spectrograms(rng.normal(0, 0.1, (count, recipe.seconds * recipe.sample_rate)).astype(np.float32), recipe))
              for count in CHECKED]
     form = model.for_inference(torch.float32, pack=False)
+    for module in form.modules():  # parts of a matrix that is saved in no one piece would be warned of
+        module._buffers |= {name: tensor.clone() for name, tensor in module._buffers.items() if tensor is not None}
     return (Portable(model, normalise, config["background"]), Portable(form, normalise, config["background"]),
             [tuple(map(torch.from_numpy, pair)) for pair in noise])
 

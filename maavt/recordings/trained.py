@@ -187,5 +187,5 @@ def answer(file: list[tuple[Part, list[dict]]], threshold: float) -> dict:
               if part.failed]
     absent = {part.absent for part, _ in file if part.times}
     lacking = {"absent": absent.pop()} if len(absent) == 1 and "" not in absent else {}
-    return {"file": first.path, "seconds": first.total, **lacking, "windows": windows,
+    return {"file": first.path, "seconds": first.total or windows[-1]["to"], **lacking, "windows": windows,
             "events": list(events_of(windows, threshold)), **({"unread": unread} if unread else {})}

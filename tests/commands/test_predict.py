@@ -18,6 +18,11 @@ from tests.media.test_decode import grey, tone, write_clip
 CLIPS = "data/raw/synth/test"
 
 
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch):
+    monkeypatch.setenv("MAAVT_WORKERS", "1")
+
+
 def maavt(*arguments, cwd):
     return subprocess.run([sys.executable, "-m", "maavt.cli", *map(str, arguments)], cwd=cwd, capture_output=True,
                           text=True)

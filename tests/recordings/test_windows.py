@@ -1,0 +1,87 @@
+"""Where the windows of a recording lie, and what reading them costs."""
+
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+from maavt.params import load_params
+from maavt.recordings.events import events_of
+from maavt.recordings.windows import PART, File, files_of, parts_of
+from maavt.workers import fan_out
+from tests.conftest import ROOT
+from tests.media.test_decode import grey, peak_memory, tone, write_clip
+
+RECIPES = load_params(ROOT / "params.yaml").shard.spectrogram
+
+
+def config(dataset: str) -> dict:
+    return {"spectrogram": asdict(RECIPES[dataset]), "image_size": 32, "frame_size": 48, "augment": "crop"}
+
+
+def recording(path: Path, seconds: float) -> Path:
+    return write_clip(path, [grey(number % 256) for number in range(round(seconds * 10))],
+                      tone(round(seconds), 16000)[None])
+
+
+def read(path: Path, dataset: str) -> list:
+    return list(parts_of([File(str(path), named=True)], config(dataset), workers=0))
+
+
+@pytest.mark.parametrize("dataset, step", [("synth", 1), ("vggsound", 5), ("cremad", 3)])
+def test_windows_lie_one_behind_the_other_over_the_whole_recording_whatever_the_recipe(tmp_path, dataset, step):
+    parts = read(recording(tmp_path / "a.mkv", 127), dataset)
+    assert [part.last for part in parts] == [False, False, True] and not any(part.failed for part in parts)
+    times = [time for part in parts for time in part.times]
+    count, rest = divmod(127, step)
+    expected = [(number * step, number * step + step) for number in range(count)]
+    assert times == [*expected, *([(127 - step, 127)] if rest else [])]
+    assert all(len(part.times) == len(part.frames) == len(part.spectrograms) for part in parts)
+    assert {part.frames.shape[1:] for part in parts} == {(32, 32, 3)}
+
+
+def test_a_window_is_the_same_in_a_long_recording_and_alone(tmp_path):
+    whole = read(recording(tmp_path / "a.mkv", 63), "synth")
+    assert [len(part.times) for part in whole] == [PART, 3]
+    frame = whole[1].frames[1]
+    assert abs(int(frame.mean()) - (10 * (PART + 1) + 5) % 256) < 8  # the picture says when it is shown
+
+
+def cost(path: str) -> float:
+    def work():
+        for part in parts_of([File(path, named=True)], config("synth"), workers=0):
+            assert not part.failed
+    return peak_memory(work)
+
+
+def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path):
+    minute, long = recording(tmp_path / "minute.mkv", 60), tmp_path / "long.mkv"
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-stream_loop", "14", "-i", minute, "-c", "copy",
+                    long], check=True)
+    short, whole = (next(fan_out(cost, [str(path)], workers=1))[1] for path in (minute, long))
+    assert whole < short + 15  # MB
+
+
+def test_a_folder_gives_its_files_in_order_and_what_is_no_video_is_left_out(tmp_path):
+    for name in ("b/2.mkv", "a.mkv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        recording(tmp_path / name, 2)
+    for name, text in (("notes.txt", "text"), (".hidden.mkv", "text"), ("broken.mp4", "text")):
+        (tmp_path / name).write_text(text)
+    parts = list(parts_of(files_of([tmp_path]), config("synth"), workers=1))
+    assert [(Path(part.path).name, str(part.failed or "")[:9]) for part in parts] == [
+        ("a.mkv", ""), ("2.mkv", ""), ("broken.mp4", "not media")]
+
+
+def test_neighbouring_windows_of_a_class_are_one_event_and_background_and_doubts_are_none():
+    said = [("a", 0.9), ("a", 0.7), ("background", 1.0), ("b", 0.4), ("b", 0.8), ("a", 0.6)]
+    windows = [{"from": second, "to": second + 1, "class": name, "probability": chance}
+               for second, (name, chance) in enumerate(said)]
+    windows[-1] |= {"from": 4.5, "to": 5.5}  # the last one ends where the recording ends
+    found = list(events_of(windows, threshold=0.5))
+    assert [(event["class"], event["from"], event["to"]) for event in found] == [("a", 0, 2), ("b", 4, 5),
+                                                                                ("a", 4.5, 5.5)]
+    assert np.isclose(found[0]["probability"], 0.8)
