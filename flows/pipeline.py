@@ -11,7 +11,6 @@ import queue
 import re
 import sys
 from collections.abc import Callable, Container, Iterator
-from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -64,13 +63,15 @@ def log_of(stage: str, logs: Path) -> Path:
     return logs / f"{stage.replace('/', '_').replace(':', '_')}.log"
 
 
-def worth_another_try(tries: int, task, task_run, state) -> bool:
+def worth_another_try(tries: int) -> Callable:
     """Whether a failed stage may end better: one of so many tries, unless it was called wrongly; what was stopped."""
-    if stopped() or not (code := re.search(r"exit code (-?\d+)", state.message or "")):
-        return False
-    if int(code[1]) == AGAIN:
-        return task_run.run_count <= STOPS
-    return int(code[1]) != WRONG and task_run.run_count <= tries
+    def condition(task, task_run, state) -> bool:  # Prefect takes plain functions alone
+        code = re.search(r"exit code (-?\d+)", state.message or "")
+        if stopped() or not code or int(code[1]) == WRONG:
+            return False
+        return task_run.run_count <= (STOPS if int(code[1]) == AGAIN else tries)
+
+    return condition
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
@@ -127,7 +128,9 @@ def in_order(needs: dict[str, set[str]], start: Callable, at_once: int) -> Itera
                 running[stage] = start(stage, True)
                 running[stage].add_done_callback(lambda _, stage=stage: ended.put(stage))
         stage = ended.get()
-        state = running.pop(stage).state
+        future = running.pop(stage)
+        future.wait()  # or its state would be what the server has heard so far
+        state = future.state
         if not state.is_completed():
             waiting.clear()
         yield stage, state
@@ -183,7 +186,7 @@ def bring_up_to_date(project: Path, settings: list[str], push: bool, retries: in
         tries = retries if stage.split("@")[0] in FETCH else 0
         step = reproduce.with_options(name=stage, retries=max(tries, STOPS),
                                       retry_delay_seconds=exponential_backoff(pause),
-                                      retry_condition_fn=partial(worth_another_try, tries))
+                                      retry_condition_fn=worth_another_try(tries))
         begun[stage] = monotonic()
         if threaded:
             return step.submit(stage, project, lock, logs, stage in force)

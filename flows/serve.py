@@ -45,11 +45,11 @@ def main() -> None:
     project = check_project(options["project"])
     changed_text(project, options["set"] or [])
     need_server()
+    runs.watch(project, f"{served.name}/{project.name}")
     deployment = served.to_deployment(project.name, schedule=schedule, parameters=options | {"project": str(project)})
     deployment.apply()  # which takes back the runs of an old schedule that are to come
     if not catch_up and (dropped := runs.drop_missed(f"{served.name}/{project.name}")):
         print(f"{dropped} missed runs are left out, the latest one follows (--catch-up starts all)", flush=True)
-    runs.watch(project, f"{served.name}/{project.name}")
     serve(deployment, limit=limit, pause_on_shutdown=False)  # the schedule goes on when this is started again
 
 
