@@ -14,32 +14,38 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from maavt.models.adapters import StreamAdapters
+from maavt.models.choice import choice
 from maavt.models.vit import attend, split_heads
 
+IN_PLACE = {"relu": torch.relu_, "gelu": torch.ops.aten.gelu_}
 ROWS = 4096  # tokens of a batch that oneDNN lays weights out for; other batches work as well
 
 
 class Linear(nn.Module):
-    """A linear layer of constants. On a CPU with bf16 the weight lies as oneDNN multiplies it (`pack`), which
-    F.linear would bring about anew at every call; a compiled graph does that itself and cannot read a packed one."""
+    """A linear layer of constants. With `pack` the weight lies as oneDNN multiplies it where that is faster here (a
+    matter of the CPU and the type); a compiled graph does that itself and cannot read a packed one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: torch.dtype, pack: bool):
         super().__init__()
-        weight, self.packed = weight.detach().to(kind).contiguous(), None
+        self.packed = None
         self.register_buffer("bias", None if bias is None else bias.detach().to(kind), persistent=False)
-        if pack and kind == torch.bfloat16 and weight.device.type == "cpu" and _multiplies_bf16():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        else:
-            self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("weight", weight.detach().to(kind).contiguous(), persistent=False)
+        if pack and choice(kind, weight.device).pack:
+            self.lay_out()
+
+    def lay_out(self) -> None:
+        """Lay the weight out for oneDNN, once, where it knows the type."""
+        if torch.backends.mkldnn.is_available() and (self.weight.dtype == torch.float32 or multiplies_bf16()):
+            self.packed, self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS), None
 
     def forward(self, x: Tensor, act: str = "none", add: Tensor | None = None) -> Tensor:
         """(..., inputs) -> (..., outputs), through `act` (none, relu, or gelu, the exact one) or with `add` on top.
 
-        oneDNN does either within the product, without a second pass over the memory.
+        oneDNN does either within the product, without a second pass over the memory; otherwise it is done in place.
         """
         if self.packed is None:
             y = F.linear(x, self.weight, self.bias)
-            return y + add if add is not None else y if act == "none" else getattr(F, act)(y)
+            return y.add_(add) if add is not None else y if act == "none" else IN_PLACE[act](y)
         if add is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.packed, self.bias, "add")
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, act, [], "none")
@@ -142,7 +148,7 @@ def constant(module: nn.Module, kind: torch.dtype) -> nn.Module:
     return copy.deepcopy(module).to(kind).eval().requires_grad_(False)
 
 
-def _multiplies_bf16() -> bool:
+def multiplies_bf16() -> bool:
     """Whether oneDNN has products of bf16 for this CPU, be they slow: an old one cannot even lay the weights out."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 

@@ -29,6 +29,7 @@ from maavt.models.inference import compiled
 from maavt.models.vit import count, fused_attention, plain_attention, prefers_fused, split_heads, train_only
 from maavt.params import Params, load_params
 from maavt.progress import progress
+from maavt.training import machine
 from maavt.training.losses import losses
 from maavt.training.runtime import compute_type, pick_device, place
 from maavt.work import atomic, project_root, write_table
@@ -49,7 +50,9 @@ RUNS = {
 def main(arguments: list[str] | None = None) -> None:
     """Count the parameters of every model, and time every model on every backbone of the settings."""
     argparse.ArgumentParser("maavt benchmark", description=__doc__).parse_args(arguments)
-    params, folder = load_params(), project_root() / "data" / "benchmark"
+    params, folder, device = load_params(), project_root() / "data" / "benchmark", pick_device()
+    if device.type == "cpu":
+        print(machine.describe(compute_type(device)))
     backbones = dict.fromkeys((*TABLE_7, *params.benchmark.backbones))
     tables = {
         "parameters": [count_parameters(name, backbone, params) for backbone in backbones for name in MODELS],
@@ -217,10 +220,10 @@ def measure_attention(params: Params) -> list[dict]:
 
 
 def describe(device: torch.device) -> str:
-    """The device as a table shows it."""
+    """The device as a table shows it: of a CPU its name, instruction set and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{machine.cpu()}, {torch.get_num_threads()} threads"
 
 
 def _compiled(form: nn.Module) -> Callable:
@@ -252,10 +255,9 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: P
             for name in (run.model, "lavish")}
 
     def ratio_to(other: str) -> str:
-        """The median over rounds of how much faster this is, so that what slows a whole round cancels."""
-        found = [o for o in runs if (o.model, o.mode) == (other, run.mode)]
-        ratios = [theirs / own for o in found for theirs, own in zip(o.seconds, run.seconds, strict=True)]
-        return f"{statistics.median(ratios):.2f}" if ratios else ""
+        """How much faster this is, by the column of samples per second."""
+        found = [_rate(o) for o in runs if (o.model, o.mode) == (other, run.mode)]
+        return f"{_rate(run) / found[0]:.2f}" if found else ""
 
     return {
         "model": run.model,
@@ -267,7 +269,7 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: P
         "image_size": params.benchmark.image_size,
         "batch": run.batch,
         "rounds": len(run.seconds),
-        "samples_per_second": f"{statistics.median(rates):.2f}",
+        "samples_per_second": f"{_rate(run):.2f}",
         "slowest": f"{min(rates):.2f}",
         "fastest": f"{max(rates):.2f}",
         "ratio_to_lavish": ratio_to("lavish"),
@@ -279,6 +281,11 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: P
         "paper_samples_per_second": _known(told[run.model]),
         "paper_ratio_to_lavish": _known(told[run.model] / told["lavish"], ".2f"),
     }
+
+
+def _rate(run: Run) -> float:
+    """Samples per second, the median over the rounds, as the table shows it."""
+    return round(statistics.median(run.batch / seconds for seconds in run.seconds), 2)
 
 
 def published(name: str, params: Params) -> str:
