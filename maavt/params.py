@@ -226,6 +226,7 @@ class Maavt:
     mining: Annotated[float, Field(ge=0, lt=1)]
     lora_rank: Annotated[int, Field(ge=0, le=1024)]
     bottleneck: Annotated[int, Field(ge=0, le=4096)]
+    merge: Annotated[int, Field(ge=0, le=4096)]
     adapter_rate: PartRate
     same_class: Literal["negatives", "left_out", "positives"]
     contrastive_weight: Annotated[float, Field(ge=0)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maavt.models.adapters import StreamAdapters
 from maavt.models.choice import choice
+from maavt.models.merge import Merged
 from maavt.models.vit import attend, split_heads
 
 IN_PLACE = {"relu": torch.relu_, "gelu": torch.ops.aten.gelu_}
@@ -83,21 +84,31 @@ class FastBlock(nn.Module):
         self.within, self.act = ("gelu", nn.Identity()) if exact else ("none", mlp.act)
         self.fc2 = _scaled(mlp.fc2, block.ls2, kind, pack, own.up.flatten(0, 1).T if self.bottleneck else None)
 
-    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, read, D) from the last block."""
-        x = self.attention(x, read, add=x[:, :read])
+    def forward(self, x: Tensor, read: int | None = None, merged: Merged | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, read, D) from the last block; `merged` are patches that are one by now."""
+        weights = merged and merged.weights(x.shape[1], x.dtype)
+        x = self.proj(attend(*self.queries(x, read), weights), add=x[:, :read])
         return self.mlp(x, add=x)
+
+    def merging(self, x: Tensor, merged: Merged, most: int) -> tuple[Tensor, Merged]:
+        """The same, with `most` more patches merged between attention and MLP."""
+        q, k, v = self.queries(x)
+        x = self.proj(attend(q, k, v, merged.weights(x.shape[1], x.dtype)), add=x)
+        x, merged = merged.merge(x, k, most)
+        return self.mlp(x, add=x), merged
 
     def attention(self, x: Tensor, read: int | None = None, add: Tensor | None = None) -> Tensor:
         """What the attention adds to the first `read` tokens (default all), with `add` on top."""
+        return self.proj(attend(*self.queries(x, read)), add=add)
+
+    def queries(self, x: Tensor, read: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first `read` tokens (default all), keys and values of all: (B, H, N, D/H) each."""
         y = self.norm1(x)
         if self.low is not None:
             y = torch.cat([y, own_only(self.low(y), self.rank)], -1)
         if self.last:
-            (q,), (k, v) = split_heads(self.q(y[:, :read]), 1, self.heads), split_heads(self.kv(y), 2, self.heads)
-        else:
-            q, k, v = split_heads(self.qkv(y), 3, self.heads)
-        return self.proj(attend(q, k, v), add=add)
+            return *split_heads(self.q(y[:, :read]), 1, self.heads), *split_heads(self.kv(y), 2, self.heads)
+        return split_heads(self.qkv(y), 3, self.heads)
 
     def mlp(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """What the MLP adds, with `add` on top."""

@@ -114,7 +114,7 @@ def test_throughput_has_a_row_per_run_and_ratios_of_the_columns_beside_them(monk
     first = rows[0]  # after the warm-up its rounds took 5 and 9 seconds, those of lavish 6 and 10
     assert float(first["samples_per_second"]) == pytest.approx((2 / 5 + 2 / 9) / 2, abs=0.01)
     speeds = [float(row["samples_per_second"]) for row in rows[:2]]
-    assert first["ratio_to_lavish"] == f"{speeds[0] / speeds[1]:.2f}" == "1.16"
+    assert first["ratio_to_lavish"] == f"{speeds[0] / speeds[1]:.2f}" == "1.15"
     assert first["device"].startswith(machine.cpu()) and "threads" in first["device"]
     assert first["ratio_to_floor"] == ""
     assert first["peak_memory_mb"] == "12" and first["rounds"] == 2
