@@ -204,6 +204,7 @@ class Train:
     average: Annotated[float, Field(ge=0, lt=1)]
     balance: Share
     shuffle: Count
+    checkpointing: bool
 
 
 @settings

@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 from matplotlib.figure import Figure
 
-HUES = {"maavt": "#e07a2f", "maavt_paper": "#f0b68a", "linear": "#8d6b94",
+HUES = {"maavt": "#e07a2f", "maavt_merged": "#c4521b", "maavt_paper": "#f0b68a", "linear": "#8d6b94",
         "lavish": "#2a6f97", "lavish_deep": "#7fb2d1", "mbt": "#4c956c"}
 GREY = "#9aa5ab"
 

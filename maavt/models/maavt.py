@@ -18,7 +18,7 @@ from maavt.models.adapters import StreamAdapters
 from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.merge import Merged
 from maavt.models.output import Output
-from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, run_merging
+from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, remade, run_merging
 
 LSA_HEADS = 8
 PROJECTOR_OUTPUTS = {"mlp": 256, "linear": 512}
@@ -73,7 +73,7 @@ class MAAVT(nn.Module):
     def __init__(self, backbone: VisionTransformer, config: MaavtConfig):
         super().__init__()
         width = backbone.embed_dim
-        self.config, self.backbone = config, backbone
+        self.config, self.backbone, self.checkpointing = config, backbone, False
         self.class_prompt = nn.Parameter(backbone.cls_token.detach()[0].float().clone())  # (1, D)
         backbone.cls_token = None  # the class prompt stands in for it
         self.background_prompt = nn.Parameter(torch.randn(1, width) * config.prompt_std) if config.background else None
@@ -125,7 +125,7 @@ class MAAVT(nn.Module):
         *blocks, last = self._blocks()
         projections = []
         for number, (block, own) in enumerate(blocks):
-            x, merged = run_merging(block, x, merged, self.config.merge, own=own)
+            x, merged = remade(self.checkpointing, run_merging, block, x, merged, self.config.merge, own=own)
             if compared and self.config.contrastive == "blockwise":
                 projections.append(self._project(number, x[:, shared]))
         patches = merged.patches if merged else patches
@@ -133,7 +133,7 @@ class MAAVT(nn.Module):
         merged = merged and replace(merged, first=x.shape[1] - patches)
         read = x.shape[1] - patches if compared else 1 + self.config.background
         block, own = last
-        x, _ = run_merging(block, x, merged, read=slice(0, read), own=own)
+        x, _ = remade(self.checkpointing, run_merging, block, x, merged, read=slice(0, read), own=own)
         if compared:
             projections.append(self._project(-1, x[:, -self.config.tokens :]))
         summary = self.backbone.norm(x[:, : 1 + self.config.background]).float()

@@ -3,13 +3,14 @@
 B batch, N tokens, D width, H heads.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maavt.models.adapters import StreamAdapters
 from maavt.models.choice import choice
@@ -80,6 +81,14 @@ def run_merging(block: Block, x: Tensor, merged: Merged | None, most: int = 0, r
     added = block.ls1(block.attn.proj(attend(q, k, v, merged.weights(x.shape[1], x.dtype))))
     x, merged = merged.merge((x if read is None else x[:, read]) + added, k, most)
     return x + feed_forward(block, x, own), merged
+
+
+def remade(wanted: bool, part: Callable, *arguments, **named):
+    """What `part` returns; where `wanted`, its activations are not kept for the way back but made again there: less
+    memory for a third more time (Chen et al., 2016). There must be nothing random in it."""
+    if wanted and torch.is_grad_enabled():
+        return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+    return part(*arguments, **named)
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

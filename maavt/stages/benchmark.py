@@ -1,9 +1,9 @@
 """Stage benchmark: parameters counted and samples per second measured -> data/benchmark.
 
 parameters.csv stands beside Table 7 of the supplement, throughput.csv beside Table 9. `maavt` is the model of the
-settings; `maavt_paper` is MA-AVT as published, of which maavt_plain and matmul_limit are other forms. Speeds depend on
-the machine: compare them by their ratios within one file. attention.csv is why the models take the attention kernel
-they take.
+settings; `maavt_merged` merges patches (maavt.merge); `maavt_paper` is MA-AVT as published, of which maavt_plain and
+matmul_limit are other forms. Speeds depend on the machine: compare them by their ratios within one file. attention.csv
+has both attention kernels, and which of them the models take here.
 """
 
 import argparse
@@ -40,10 +40,12 @@ TABLE_7 = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", 
 MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", {"lora_rank": 0, "bottleneck": 0}), "linear": ("linear", {}),
           "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
           "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own
+MERGED = {"maavt_merged": ("maavt", {"merge": 16})}  # 196 patches become 20 in the 12 blocks of a ViT at 224 pixels
 AS_PUBLISHED = ("maavt_plain", "matmul_limit")  # other forms of maavt_paper
 RUNS = {
-    "inference": ("maavt", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor", "matmul_limit"),
-    "training": ("maavt", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
+    "inference": ("maavt", "maavt_merged", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor",
+                  "matmul_limit"),
+    "training": ("maavt", "maavt_merged", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
 }
 
 
@@ -70,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def create(name: str, backbone: str, params: Params, **options) -> nn.Module:
     """A model with random weights, for as many classes as AVE has."""
-    model, changes = MODELS[name]
+    model, changes = (MODELS | MERGED)[name]
     settings = {**model_settings(model, params, classes=CLASSES, background=True), **changes}
     return create_model(model, create_backbone(backbone, **options), settings)
 
@@ -250,7 +252,7 @@ def _alone(name: str, mode: str, backbone: str, batch: int, params: Params) -> N
 
 
 def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: Params, device: torch.device) -> dict:
-    rates = [run.batch / seconds for seconds in run.seconds]
+    rates, compiles = [run.batch / seconds for seconds in run.seconds], params.benchmark.compile
     told = {name: float(paper_row("9", published(name, params), backbone).get("samples_per_second") or "nan")
             for name in (run.model, "lavish")}
 
@@ -265,7 +267,7 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: P
         "device": describe(device),
         "dtype": _dtype(device),
         "mode": run.mode,
-        "compiled": "yes" if params.benchmark.compile and run.mode == "inference" and run.model in MODELS else "no",
+        "compiled": "yes" if compiles and run.mode == "inference" and run.model in MODELS | MERGED else "no",
         "image_size": params.benchmark.image_size,
         "batch": run.batch,
         "rounds": len(run.seconds),
