@@ -44,9 +44,12 @@ class Linear(nn.Module):
 
         oneDNN does either within the product, without a second pass over the memory; otherwise it is done in place.
         """
+        if self.packed is None and add is not None:  # the product is added to what is there already
+            y = add + self.bias
+            return y.flatten(0, -2).addmm_(x.flatten(0, -2), self.weight.T).view_as(y)
         if self.packed is None:
             y = F.linear(x, self.weight, self.bias)
-            return y.add_(add) if add is not None else y if act == "none" else IN_PLACE[act](y)
+            return y if act == "none" else IN_PLACE[act](y)
         if add is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.packed, self.bias, "add")
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, act, [], "none")
