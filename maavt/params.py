@@ -206,6 +206,7 @@ class Train:
     balance: Share
     modality_dropout: Share
     shuffle: Count
+    checkpointing: bool
 
 
 @settings
@@ -229,6 +230,7 @@ class Maavt:
     mining: Annotated[float, Field(ge=0, lt=1)] | None
     lora_rank: Annotated[int, Field(ge=0, le=1024)]
     bottleneck: Annotated[int, Field(ge=0, le=4096)]
+    merge: Annotated[int, Field(ge=0, le=4096)]
     adapter_rate: PartRate
     same_class: Literal["negatives", "left_out", "positives"]
     contrastive_weight: Annotated[float, Field(ge=0)]

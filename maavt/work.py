@@ -91,6 +91,15 @@ def kept(stage: str, name: str) -> Iterator[Path]:
         yield folder
 
 
+def machine_folder() -> Path:
+    """Where what was measured of this machine is kept: .work/machine of the project (of experiments, of the original
+    one), and outside of projects the user's cache."""
+    try:
+        return Path(os.environ.get("DVC_ROOT") or project_root()) / ".work" / "machine"
+    except UserError:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maavt" / "machine"
+
+
 @contextmanager
 def _locked(folder: Path, stage: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)

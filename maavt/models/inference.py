@@ -14,32 +14,42 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from maavt.models.adapters import StreamAdapters
+from maavt.models.choice import choice
+from maavt.models.merge import Merged
 from maavt.models.vit import attend, split_heads
 
+IN_PLACE = {"relu": torch.relu_, "gelu": torch.ops.aten.gelu_}
 ROWS = 4096  # tokens of a batch that oneDNN lays weights out for; other batches work as well
 
 
 class Linear(nn.Module):
-    """A linear layer of constants. On a CPU with bf16 the weight lies as oneDNN multiplies it (`pack`), which
-    F.linear would bring about anew at every call; a compiled graph does that itself and cannot read a packed one."""
+    """A linear layer of constants. With `pack` the weight lies as oneDNN multiplies it where that is faster here (a
+    matter of the CPU and the type); a compiled graph does that itself and cannot read a packed one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: torch.dtype, pack: bool):
         super().__init__()
-        weight, self.packed = weight.detach().to(kind).contiguous(), None
+        self.packed = None
         self.register_buffer("bias", None if bias is None else bias.detach().to(kind), persistent=False)
-        if pack and kind == torch.bfloat16 and weight.device.type == "cpu" and _multiplies_bf16():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        else:
-            self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("weight", weight.detach().to(kind).contiguous(), persistent=False)
+        if pack and choice(kind, weight.device).pack:
+            self.lay_out()
+
+    def lay_out(self) -> None:
+        """Lay the weight out for oneDNN, once, where it knows the type."""
+        if torch.backends.mkldnn.is_available() and (self.weight.dtype == torch.float32 or multiplies_bf16()):
+            self.packed, self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS), None
 
     def forward(self, x: Tensor, act: str = "none", add: Tensor | None = None) -> Tensor:
         """(..., inputs) -> (..., outputs), through `act` (none, relu, or gelu, the exact one) or with `add` on top.
 
-        oneDNN does either within the product, without a second pass over the memory.
+        oneDNN does either within the product, without a second pass over the memory; otherwise it is done in place.
         """
+        if self.packed is None and add is not None:  # the product is added to what is there already
+            y = add + self.bias
+            return y.flatten(0, -2).addmm_(x.flatten(0, -2), self.weight.T).view_as(y)
         if self.packed is None:
             y = F.linear(x, self.weight, self.bias)
-            return y + add if add is not None else y if act == "none" else getattr(F, act)(y)
+            return y if act == "none" else IN_PLACE[act](y)
         if add is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.packed, self.bias, "add")
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, act, [], "none")
@@ -77,21 +87,31 @@ class FastBlock(nn.Module):
         self.within, self.act = ("gelu", nn.Identity()) if exact else ("none", mlp.act)
         self.fc2 = _scaled(mlp.fc2, block.ls2, kind, pack, own.up.flatten(0, 1).T if self.bottleneck else None)
 
-    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, read, D) from the last block."""
-        x = self.attention(x, read, add=x[:, :read])
+    def forward(self, x: Tensor, read: int | None = None, merged: Merged | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, read, D) from the last block; `merged` are patches that are one by now."""
+        weights = merged and merged.weights(x.shape[1], x.dtype)
+        x = self.proj(attend(*self.queries(x, read), weights), add=x[:, :read])
         return self.mlp(x, add=x)
+
+    def merging(self, x: Tensor, merged: Merged, most: int) -> tuple[Tensor, Merged]:
+        """The same, with `most` more patches merged between attention and MLP."""
+        q, k, v = self.queries(x)
+        x = self.proj(attend(q, k, v, merged.weights(x.shape[1], x.dtype)), add=x)
+        x, merged = merged.merge(x, k, most)
+        return self.mlp(x, add=x), merged
 
     def attention(self, x: Tensor, read: int | None = None, add: Tensor | None = None) -> Tensor:
         """What the attention adds to the first `read` tokens (default all), with `add` on top."""
+        return self.proj(attend(*self.queries(x, read)), add=add)
+
+    def queries(self, x: Tensor, read: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first `read` tokens (default all), keys and values of all: (B, H, N, D/H) each."""
         y = self.norm1(x)
         if self.low is not None:
             y = torch.cat([y, own_only(self.low(y), self.rank)], -1)
         if self.last:
-            (q,), (k, v) = split_heads(self.q(y[:, :read]), 1, self.heads), split_heads(self.kv(y), 2, self.heads)
-        else:
-            q, k, v = split_heads(self.qkv(y), 3, self.heads)
-        return self.proj(attend(q, k, v), add=add)
+            return *split_heads(self.q(y[:, :read]), 1, self.heads), *split_heads(self.kv(y), 2, self.heads)
+        return split_heads(self.qkv(y), 3, self.heads)
 
     def mlp(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """What the MLP adds, with `add` on top."""
@@ -142,7 +162,7 @@ def constant(module: nn.Module, kind: torch.dtype) -> nn.Module:
     return copy.deepcopy(module).to(kind).eval().requires_grad_(False)
 
 
-def _multiplies_bf16() -> bool:
+def multiplies_bf16() -> bool:
     """Whether oneDNN has products of bf16 for this CPU, be they slow: an old one cannot even lay the weights out."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -162,16 +182,19 @@ def cpp_compiler() -> str | None:
 
 
 def compiled(form: nn.Module) -> Callable:
-    """A form made with `pack=False` as one frozen, compiled graph per batch size; the first call takes a minute.
+    """A form made with `pack=False` as one frozen, compiled graph per batch size; the first call takes a minute. On a
+    GPU it runs as a CUDA graph: what a call returns holds until the next call.
 
     Raises RuntimeError when there is no C++ compiler on a machine without a GPU.
     """
-    if next(form.buffers()).device.type == "cpu" and not cpp_compiler():
+    gpu = next(form.buffers()).device.type != "cpu"
+    if not gpu and not cpp_compiler():
         raise RuntimeError("torch.compile needs a C++ compiler (g++ or clang++, or the one that CXX names), and there "
                            "is none on the PATH; do without compiling, or install one")
-    graph = torch.compile(form, dynamic=False)
+    graph = torch.compile(form, dynamic=False, mode="reduce-overhead" if gpu else "default")
 
     def run(*pairs: Tensor):
+        torch.compiler.cudagraph_mark_step_begin()
         with torch._inductor.config.patch(freezing=True), torch.no_grad():
             return graph(*pairs)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maavt.models.head import PairHead
 from maavt.models.inference import FastPatches, Linear, constant, fast_blocks
 from maavt.models.output import Output
-from maavt.models.vit import as_images, embed, feed_forward, self_attention, streams
+from maavt.models.vit import as_images, embed, feed_forward, remade, self_attention, streams
 
 TABLE_7 = {192: (16, 32, False), 384: (8, 15, False), 768: (8, 2, True), 1024: (8, 2, True)}
 PLACES = ("visual_attention", "audio_attention", "visual_mlp", "audio_mlp")
@@ -110,7 +110,7 @@ class LAVISH(nn.Module):
     def __init__(self, backbone: VisionTransformer, config: LavishConfig):
         super().__init__()
         width = backbone.embed_dim
-        self.config, self.backbone = config, backbone
+        self.config, self.backbone, self.checkpointing = config, backbone, False
         self.adapters = nn.ModuleDict({
             place: nn.ModuleList(Adapter(width, config) for _ in backbone.blocks) for place in PLACES
         })
@@ -137,12 +137,12 @@ class LAVISH(nn.Module):
         return LavishInference(self, kind or self.backbone.patch_embed.proj.weight.dtype, pack)
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
-        kind = self.backbone.patch_embed.proj.weight.dtype
+        kind, again = self.backbone.patch_embed.proj.weight.dtype, self.checkpointing  # not adapters: batch norms count
         x = embed(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)]))  # visual, then audio
         for number, block in enumerate(self.backbone.blocks):
-            x = x + self_attention(block, x) + self._adapt("attention", number, x, x)
+            x = x + remade(again, self_attention, block, x) + self._adapt("attention", number, x, x)
             read = x if number + 1 < len(self.backbone.blocks) else x[:, :1]  # of the last block the CLS tokens alone
-            x = read + feed_forward(block, read) + self._adapt("mlp", number, read, x)
+            x = read + remade(again, feed_forward, block, read) + self._adapt("mlp", number, read, x)
         return self.head(*self.backbone.norm(x[:, 0]).chunk(2))
 
     def _adapt(self, place: str, number: int, x: Tensor, other: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """MA-AVT: prompts for a frozen Vision Transformer that two streams share (supplement, sections B and C).
 
-`lora_rank` and `bottleneck` are no part of the paper: they give each stream something of its own in every block.
+`lora_rank` and `bottleneck` are no part of the paper: they give each stream something of its own in every block; nor is
+`merge`: so many patches of each stream become part of others in every block but the last.
 
 B pairs, N tokens of a stream, D width, K blocks, C classes. The tokens of a stream are
 [class prompt, patches, (background prompt), unimodal prompts, shared prompts].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from maavt.models.adapters import StreamAdapters
 from maavt.models.inference import FastPatches, constant, fast_blocks
+from maavt.models.merge import Merged
 from maavt.models.output import Output
-from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, run_block, streams
+from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, remade, run_merging, streams
 
 LSA_HEADS = 8
 PROJECTOR_OUTPUTS = {"mlp": 256, "linear": 512}
@@ -40,9 +42,10 @@ class MaavtConfig:
     projector: str = "mlp"
     lora_rank: int = 0
     bottleneck: int = 0
+    merge: int = 0
 
     def __post_init__(self):
-        for name in ("tokens", "lora_rank", "bottleneck"):
+        for name in ("tokens", "lora_rank", "bottleneck", "merge"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)}; expected 0 or more")
         if self.projector not in PROJECTOR_OUTPUTS:
@@ -85,7 +88,7 @@ class MAAVT(nn.Module):
     def __init__(self, backbone: VisionTransformer, config: MaavtConfig):
         super().__init__()
         width = backbone.embed_dim
-        self.config, self.backbone = config, backbone
+        self.config, self.backbone, self.checkpointing = config, backbone, False
         self.class_prompt = nn.Parameter(backbone.cls_token.detach()[0].float().clone())  # (1, D)
         backbone.cls_token = None  # the class prompt stands in for it
         self.background_prompt = nn.Parameter(torch.randn(1, width) * config.prompt_std) if config.background else None
@@ -166,18 +169,21 @@ class MAAVT(nn.Module):
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
         x, patches = self._tokens(frames, spectrograms)  # (2 B, N, D): visual, then audio
-        shared = slice(x.shape[1] - self.config.tokens, None) if "shared" in self.prompts else None
+        shared = slice(-self.config.tokens, None) if "shared" in self.prompts else None
+        merged = Merged.none(x, 1, patches) if self.config.merge else None
         compared = self.training and self.visual_projectors
         *blocks, last = self._blocks()
         projections = []
         for number, (block, own) in enumerate(blocks):
-            x = run_block(block, x, own=own)
+            x, merged = remade(self.checkpointing, run_merging, block, x, merged, self.config.merge, own=own)
             if compared and self.config.contrastive == "blockwise":
                 projections.append(self._project(number, x[:, shared]))
+        patches = merged.patches if merged else patches
         x = torch.cat([x[:, :1], x[:, 1 + patches :], x[:, 1 : 1 + patches]], 1)  # what is read first
+        merged = merged and replace(merged, first=x.shape[1] - patches)
         read = x.shape[1] - patches if compared else 1 + self.config.background
         block, own = last
-        x = run_block(block, x, slice(0, read), own)
+        x, _ = remade(self.checkpointing, run_merging, block, x, merged, read=slice(0, read), own=own)
         if compared:
             projections.append(self._project(-1, x[:, -self.config.tokens :]))
         summary = self.backbone.norm(x[:, : 1 + self.config.background]).float()
@@ -199,13 +205,17 @@ class MAAVT(nn.Module):
     def attention_map(self, frames: Tensor, spectrograms: Tensor, *, background: bool = False
                       ) -> tuple[Tensor, Tensor]:
         """Where the class prompt, or the `background` prompt, looks in the last block: (B, patches) of the frame and of
-        the spectrogram, sum 1."""
+        the spectrogram, sum 1.
+
+        Patches that have become one share what it gets evenly: the more there are, the more it weighs in attention.
+        """
         x, patches = self._tokens(frames, spectrograms)
+        merged, behind = Merged.none(x, 1, patches), x.shape[1] - 1 - patches  # tokens behind the patches
         *blocks, (last, last_own) = self._blocks()
         for block, own in blocks:
-            x = run_block(block, x, own=own)
-        query = 1 + patches if background else 0
-        scores = attention_scores(last, x, query=query, own=last_own)[:, 1 : 1 + patches].float()
+            x, merged = run_merging(block, x, merged, self.config.merge, own=own)
+        query = x.shape[1] - behind if background else 0
+        scores = merged.spread(attention_scores(last, x, query=query, own=last_own).float())
         return tuple(scores.softmax(-1).chunk(2))
 
     def _blocks(self) -> list[tuple[Block, StreamAdapters | None]]:
@@ -245,6 +255,7 @@ class MaavtInference(nn.Module):
         vit, self.background, self.multilabel = model.backbone, model.config.background, model.config.multilabel
         self.see, self.hear = FastPatches(vit, kind, pack, channels=3), FastPatches(vit, kind, pack, channels=1)
         self.blocks, self.norm = fast_blocks(vit, kind, pack, own=model.adapters), constant(vit.norm, kind)
+        self.merge = model.config.merge
         self.register_buffer("learned", model.learned_tokens().detach().to(kind), persistent=False)  # (2, 1 + M, D)
         self.head = constant(model.head, torch.float32)
         self.background_head = constant(model.background_head, torch.float32) if self.background else None
@@ -257,9 +268,12 @@ class MaavtInference(nn.Module):
         x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])  # (2 B, N, D)
         learned = self.learned.repeat_interleave(frames.shape[0], 0)
         x = torch.cat([learned, x], 1)  # what is read first; attention does not see the order
-        for block in self.blocks:
-            x = block(x, read if block.last else None)
-        return x
+        first = learned.shape[1]
+        merged = Merged.none(x, first, x.shape[1] - first) if self.merge else None
+        *blocks, last = self.blocks
+        for block in blocks:
+            x, merged = block.merging(x, merged, self.merge) if merged else (block(x), None)
+        return last(x, read, merged)
 
     def _output(self, x: Tensor) -> Output:
         summary = torch.cat(streams(self.norm(x).float()), -1)  # (B, read, 2 D)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maavt.models.head import PairHead
 from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.output import Output
-from maavt.models.vit import as_images, embed, run_block
+from maavt.models.vit import as_images, embed, remade, run_block
 
 BOTTLENECK_STD = 0.02
 
@@ -47,7 +47,7 @@ class MBT(nn.Module):
     def __init__(self, backbone: VisionTransformer, config: MbtConfig):
         super().__init__()
         depth = len(backbone.blocks)
-        self.config = config
+        self.config, self.checkpointing = config, False
         self.fusion_layer = round(depth * 8 / 12) if config.fusion_layer is None else config.fusion_layer
         self.visual, self.audio = backbone, copy.deepcopy(backbone)
         self.bottlenecks = nn.Parameter(torch.randn(config.bottlenecks, backbone.embed_dim) * BOTTLENECK_STD)
@@ -90,7 +90,8 @@ class MBT(nn.Module):
                 shared = self.bottlenecks.to(visual.dtype).expand(len(frames), -1, -1)
                 visual, audio = torch.cat([visual, shared], 1), torch.cat([audio, shared], 1)
             read = None if number + 1 < depth else slice(0, 1)  # of the last block the CLS tokens alone
-            visual, audio = run_block(see, visual, read), run_block(hear, audio, read)
+            visual, audio = (remade(self.checkpointing, run_block, block, x, read)
+                             for block, x in ((see, visual), (hear, audio)))
             if self.fusion_layer <= number < depth - 1:
                 shared = (visual[:, own:] + audio[:, own:]) / 2  # equation 9: the mean of both updates
                 visual, audio = torch.cat([visual[:, :own], shared], 1), torch.cat([audio[:, :own], shared], 1)

@@ -3,15 +3,18 @@
 B batch, N tokens, D width, H heads.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maavt.models.adapters import StreamAdapters
+from maavt.models.choice import choice
+from maavt.models.merge import Merged
 
 
 def embed_patches(vit: VisionTransformer, images: Tensor) -> Tensor:
@@ -33,6 +36,12 @@ def as_images(spectrograms: Tensor) -> Tensor:
 
 def self_attention(block: Block, x: Tensor, read: slice | None = None, own: StreamAdapters | None = None) -> Tensor:
     """What the attention of a block adds to the tokens `read` (default all): (B, N, D) -> (B, read, D)."""
+    return block.ls1(block.attn.proj(attend(*queries(block, x, read, own))))
+
+
+def queries(block: Block, x: Tensor, read: slice | None = None, own: StreamAdapters | None = None
+            ) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the tokens `read` (default all), keys and values of all: (B, N, D) -> (B, H, N, D/H) each."""
     attention, y = block.attn, block.norm1(x)
     weight, bias, width = attention.qkv.weight, attention.qkv.bias, x.shape[-1]
 
@@ -41,11 +50,9 @@ def self_attention(block: Block, x: Tensor, read: slice | None = None, own: Stre
         return own.update(made, y, columns) if own else made
 
     if read is None:
-        q, k, v = split_heads(product(y, slice(None)), 3, attention.num_heads)
-    else:
-        (q,) = split_heads(product(y[:, read], slice(0, width)), 1, attention.num_heads)
-        k, v = split_heads(product(y, slice(width, None)), 2, attention.num_heads)
-    return block.ls1(attention.proj(attend(q, k, v)))
+        return split_heads(product(y, slice(None)), 3, attention.num_heads)
+    (q,) = split_heads(product(y[:, read], slice(0, width)), 1, attention.num_heads)
+    return q, *split_heads(product(y, slice(width, None)), 2, attention.num_heads)
 
 
 def feed_forward(block: Block, x: Tensor, own: StreamAdapters | None = None) -> Tensor:
@@ -71,35 +78,54 @@ def streams(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.unflatten(0, (2, -1)).unbind(0)
 
 
+def run_merging(block: Block, x: Tensor, merged: Merged | None, most: int = 0, read: slice | None = None,
+                own: StreamAdapters | None = None) -> tuple[Tensor, Merged | None]:
+    """run_block that knows which patches have become one, and merges `most` more of them between attention and MLP."""
+    if merged is None:
+        return run_block(block, x, read, own), None
+    q, k, v = queries(block, x, read, own)
+    added = block.ls1(block.attn.proj(attend(q, k, v, merged.weights(x.shape[1], x.dtype))))
+    x, merged = merged.merge((x if read is None else x[:, read]) + added, k, most)
+    return x + feed_forward(block, x, own), merged
+
+
+def remade(wanted: bool, part: Callable, *arguments, **named):
+    """What `part` returns; where `wanted`, its activations are not kept for the way back but made again there: less
+    memory for a third more time (Chen et al., 2016). There must be nothing random in it."""
+    if wanted and torch.is_grad_enabled():
+        return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+    return part(*arguments, **named)
+
+
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """(B, N, parts D) -> parts times (B, H, N, D/H)."""
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of (B, H, N, D/H), with the kernel that is faster here: (B, N, D)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Softmax attention of (B, H, N, D/H), with the kernel that is faster here: (B, N, D). `weights` (B, 1, 1, N) are
+    added to the scores."""
     kernel = fused_attention if prefers_fused(q) else plain_attention
-    return kernel(q, k, v).transpose(1, 2).flatten(2)
+    return kernel(q, k, v, weights).transpose(1, 2).flatten(2)
 
 
 def prefers_fused(q: Tensor) -> bool:
-    """Whether the fused kernel is the faster one for these queries.
-
-    Measured (attention.csv of the benchmark stage measures it again): on a GPU always. On a CPU only forwards: in
-    bf16 it takes 0.65 of the plain time at 208 tokens and 0.8 at 65, but with the backward pass 2.4 and 6 times it.
-    """
-    return q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad)
+    """Whether the fused kernel is the faster one for these queries: on a GPU always. Of CPUs with bf16 one took 0.65
+    of the plain time forwards and 2.4 times it with the way back, another 1.5 times it forwards: so it is measured."""
+    ways = choice(q.dtype, q.device)
+    return ways.fused_training if torch.is_grad_enabled() and q.requires_grad else ways.fused_inference
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor | None = None) -> Tensor:
     """Attention by one kernel."""
-    return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, weights)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor | None = None) -> Tensor:
     """Attention by matrix products. Copying the heads together first pays: strided products are slower still."""
     q, k, v = (part.contiguous() for part in (q, k, v))
-    return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (scores if weights is None else scores + weights).softmax(-1) @ v
 
 
 def attention_scores(block: Block, x: Tensor, query: int, own: StreamAdapters | None = None) -> Tensor:

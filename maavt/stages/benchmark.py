@@ -1,9 +1,9 @@
 """Stage benchmark: parameters counted and samples per second measured -> data/benchmark.
 
 parameters.csv stands beside Table 7 of the supplement, throughput.csv beside Table 9. `maavt` is the model of the
-settings; `maavt_paper` is MA-AVT as published, of which maavt_plain and matmul_limit are other forms. Speeds depend on
-the machine: compare them by their ratios within one file. attention.csv is why the models take the attention kernel
-they take.
+settings; `maavt_merged` merges patches (maavt.merge); `maavt_paper` is MA-AVT as published, of which maavt_plain and
+matmul_limit are other forms. Speeds depend on the machine: compare them by their ratios within one file. attention.csv
+has both attention kernels, and which of them the models take here.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from maavt.models.inference import compiled
 from maavt.models.vit import count, fused_attention, plain_attention, prefers_fused, split_heads, train_only
 from maavt.params import Params, load_params
 from maavt.progress import progress
+from maavt.training import machine
 from maavt.training.losses import losses
 from maavt.training.runtime import compute_type, pick_device, place
 from maavt.work import atomic, project_root, write_table
@@ -39,10 +40,12 @@ TABLE_7 = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", 
 MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", {"lora_rank": 0, "bottleneck": 0}), "linear": ("linear", {}),
           "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
           "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own
+MERGED = {"maavt_merged": ("maavt", {"merge": 16})}  # 196 patches become 20 in the 12 blocks of a ViT at 224 pixels
 AS_PUBLISHED = ("maavt_plain", "matmul_limit")  # other forms of maavt_paper
 RUNS = {
-    "inference": ("maavt", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor", "matmul_limit"),
-    "training": ("maavt", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
+    "inference": ("maavt", "maavt_merged", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor",
+                  "matmul_limit"),
+    "training": ("maavt", "maavt_merged", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
 }
 
 NOT_MEASURED = {  # the columns of a table without rows
@@ -55,7 +58,9 @@ NOT_MEASURED = {  # the columns of a table without rows
 def main(arguments: list[str] | None = None) -> None:
     """Count the parameters of every model, and time every model on every backbone of the settings."""
     argparse.ArgumentParser("maavt benchmark", description=__doc__).parse_args(arguments)
-    params, folder = load_params(), project_root() / "data" / "benchmark"
+    params, folder, device = load_params(), project_root() / "data" / "benchmark", pick_device()
+    if device.type == "cpu":
+        print(machine.describe(compute_type(device)))
     backbones = dict.fromkeys((*TABLE_7, *params.benchmark.backbones))
     tables = {
         "parameters": [count_parameters(name, backbone, params) for backbone in backbones for name in MODELS],
@@ -75,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def create(name: str, backbone: str, params: Params, **options) -> nn.Module:
     """A model with random weights, for as many classes as AVE has."""
-    model, changes = MODELS[name]
+    model, changes = (MODELS | MERGED)[name]
     settings = {**model_settings(model, params, classes=CLASSES, background=True), **changes}
     return create_model(model, create_backbone(backbone, **options), settings)
 
@@ -225,10 +230,10 @@ def measure_attention(params: Params) -> list[dict]:
 
 
 def describe(device: torch.device) -> str:
-    """The device as a table shows it."""
+    """The device as a table shows it: of a CPU its name, instruction set and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{machine.cpu()}, {torch.get_num_threads()} threads"
 
 
 def _compiled(form: nn.Module) -> Callable:
@@ -255,15 +260,14 @@ def _alone(name: str, mode: str, backbone: str, batch: int, params: Params) -> N
 
 
 def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: Params, device: torch.device) -> dict:
-    rates = [run.batch / seconds for seconds in run.seconds]
+    rates, compiles = [run.batch / seconds for seconds in run.seconds], params.benchmark.compile
     told = {name: float(paper_row("9", published(name, params), backbone).get("samples_per_second") or "nan")
             for name in (run.model, "lavish")}
 
     def ratio_to(other: str) -> str:
-        """The median over rounds of how much faster this is, so that what slows a whole round cancels."""
-        found = [o for o in runs if (o.model, o.mode) == (other, run.mode)]
-        ratios = [theirs / own for o in found for theirs, own in zip(o.seconds, run.seconds, strict=True)]
-        return f"{statistics.median(ratios):.2f}" if ratios else ""
+        """How much faster this is, by the column of samples per second."""
+        found = [_rate(o) for o in runs if (o.model, o.mode) == (other, run.mode)]
+        return f"{_rate(run) / found[0]:.2f}" if found else ""
 
     return {
         "model": run.model,
@@ -271,11 +275,11 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: P
         "device": describe(device),
         "dtype": _dtype(device),
         "mode": run.mode,
-        "compiled": "yes" if params.benchmark.compile and run.mode == "inference" and run.model in MODELS else "no",
+        "compiled": "yes" if compiles and run.mode == "inference" and run.model in MODELS | MERGED else "no",
         "image_size": params.benchmark.image_size,
         "batch": run.batch,
         "rounds": len(run.seconds),
-        "samples_per_second": f"{statistics.median(rates):.2f}",
+        "samples_per_second": f"{_rate(run):.2f}",
         "slowest": f"{min(rates):.2f}",
         "fastest": f"{max(rates):.2f}",
         "ratio_to_lavish": ratio_to("lavish"),
@@ -287,6 +291,11 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: P
         "paper_samples_per_second": _known(told[run.model]),
         "paper_ratio_to_lavish": _known(told[run.model] / told["lavish"], ".2f"),
     }
+
+
+def _rate(run: Run) -> float:
+    """Samples per second, the median over the rounds, as the table shows it."""
+    return round(statistics.median(run.batch / seconds for seconds in run.seconds), 2)
 
 
 def published(name: str, params: Params) -> str:

@@ -20,7 +20,7 @@ from maavt.models import MODELS, create_model, model_settings
 from maavt.models.backbone import load_backbone, read_origin
 from maavt.models.vit import count, train_only, under
 from maavt.params import Params, Train, load_params
-from maavt.progress import progress
+from maavt.progress import Waited, progress
 from maavt.shards.loader import Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import save_adapter, trained_weights
@@ -114,6 +114,7 @@ class Training:
         train = params.train
         self.optimizer = torch.optim.AdamW(_groups(self.model, own, train.learning_rate),
                                            weight_decay=train.weight_decay, fused=True)
+        self.model.checkpointing = train.checkpointing
         self.parallel = team.parallel(self.model)
         self.average = Average(self.model, train.average)
         self.steps = loaders["train"].steps(team.ranks)
@@ -186,8 +187,8 @@ class Training:
         torch.manual_seed(drawn)  # torchaudio's masks take no generator
         sums, lone = torch.zeros(6, device=device), torch.zeros((), device=device)
         begun, pairs = self.kept.begin(generator, sums, lone)
-        batches = self.loaders["train"].shuffled(seed=seed, epoch=self.epoch, held=train.shuffle, rank=team.rank,
-                                                 ranks=team.ranks, skip=begun)
+        batches = Waited(self.loaders["train"].shuffled(seed=seed, epoch=self.epoch, held=train.shuffle,
+                                                        rank=team.rank, ranks=team.ranks, skip=begun))
         label = f"{self.name} epoch {self.epoch}/{self.epochs}"
         total = self.loaders["train"].share(team.ranks) * team.ranks
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -218,7 +219,7 @@ class Training:
                                      _right(output.predicted(), labels)])
                 if team.first and (step % 10 == 0 or step == self.steps):  # reading waits for the device
                     bar.set_postfix(loss=f"{sums[0].item() / pairs:.3f}", accuracy=f"{sums[5].item() / pairs:.3f}",
-                                    refresh=False)
+                                    data_wait=batches, refresh=False)
                 bar.update(len(labels))
                 self.kept.after(step, pairs, generator, sums, lone)
         means = (sums / max(pairs, 1)).tolist()

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from maavt.clips import ABSENT
 from maavt.errors import UserError
 from maavt.shards.loader import Batch
+from maavt.training.machine import calibrated
 from maavt.work import keep_freed
+
+TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def device_name() -> str:
@@ -36,16 +39,20 @@ def pick_device(asked: str | None = None) -> torch.device:
     device = torch.device(name)
     if device.type == "cpu":
         keep_freed(spare=2**31 - 1, largest=2**30)
+        calibrated()
     return device
 
 
 def compute_type(device: torch.device) -> torch.dtype:
-    """bf16 where the device multiplies it in hardware, else float32."""
+    """MAAVT_DTYPE (bfloat16 or float32), else what was measured to be faster on this CPU, and on a GPU bf16 where its
+    hardware multiplies it. Raises UserError for another name."""
+    if named := os.environ.get("MAAVT_DTYPE", "").strip():
+        if named not in TYPES:
+            raise UserError(f"MAAVT_DTYPE={named!r}: expected {' or '.join(TYPES)}; set it to one, or unset it")
+        return TYPES[named]
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return calibrated()[0]
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
