@@ -266,7 +266,7 @@ class MaavtInference(nn.Module):
     def _run(self, frames: Tensor, spectrograms: Tensor, read: int) -> Tensor:
         """The first `read` of all tokens after the last block: (2 B, read, D)."""
         x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])  # (2 B, N, D)
-        learned = self.learned.repeat_interleave(frames.shape[0], 0)
+        learned = self.learned[:, None].expand(-1, frames.shape[0], -1, -1).flatten(0, 1)  # ONNX has this for any B
         x = torch.cat([learned, x], 1)  # what is read first; attention does not see the order
         first = learned.shape[1]
         merged = Merged.none(x, first, x.shape[1] - first) if self.merge else None

@@ -60,6 +60,7 @@ def forms(folder: Path) -> tuple[Portable, Portable, list[Example]]:
 @torch.no_grad()
 def write_pt2(form: Portable, example: Example, path: Path) -> torch.export.ExportedProgram:
     """torch.export's file, for any number of windows."""
+    form(*example)  # the normaliser keeps constants from its first call, which is not to be one that only traces
     many = {0: torch.export.Dim("windows")}
     program = torch.export.export(form, example, dynamic_shapes=(many, many))
     torch.export.save(program, path)

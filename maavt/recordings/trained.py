@@ -75,7 +75,8 @@ class Trained:
         row = {"class": BACKGROUND if empty else self.classes[found.predicted],
                "probability": round(found.probability, 4)}
         if top > 1:
-            present = 1 - found.probability if empty else found.probability / max(found.classes[found.best_class], 1e-9)
+            strongest = max(float(found.classes[found.best_class]), 1e-9)
+            present = 1 - found.probability if empty else found.probability / strongest
             every = dict(zip(self.classes, (found.classes * present).tolist(), strict=True))
             every |= {BACKGROUND: 1 - present} if self.background else {}
             best = sorted(every, key=every.get, reverse=True)[:top]
