@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import gdown
 import requests
+from gdown.download import get_url_from_gdrive_confirmation
 from gdown.exceptions import DownloadCancelled, DownloadError, FileURLRetrievalError
 
 from maavt.errors import UserError
@@ -69,5 +70,8 @@ def _explain(http: Http, url: str, told: str, cookies: MozillaCookieJar) -> Fail
     with requests.get(url, cookies=cookies, timeout=TIMEOUT, stream=True) as answer:
         if not answer.ok:
             http.judge(answer)
-        page = f"{answer.url} {next(answer.iter_content(1 << 20), b'')}"
-    return explain("drive", page) or Failed(TRANSIENT, "Google Drive sends a page that gdown does not know")
+        page = next(answer.iter_content(1 << 20), b"").decode(errors="replace")
+    if 'id="download-form" action="' in page and "confirm=" not in url:
+        return _explain(http, get_url_from_gdrive_confirmation(page), told, cookies)
+    return explain("drive", f"{answer.url} {page}") or Failed(
+        TRANSIENT, "Google Drive sends a page that gdown does not know")

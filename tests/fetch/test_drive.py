@@ -89,6 +89,14 @@ def test_a_status_that_gdown_does_not_tell_is_asked_for_once_more_and_keeps_its_
     assert len([ask for ask in drive.asked if ask.method == "GET"]) == asked
 
 
+@pytest.mark.parametrize("status, kind", [(403, "session"), (404, "permanent"), (503, "transient")])
+def test_a_status_behind_the_page_of_confirmation_keeps_its_kind(drive, url, tmp_path, status, kind):
+    drive.fault = lambda asked: Fault(status=status, headers={"Content-Type": "text/html"}) if asked.path.startswith(
+        "/download") else None
+    failed = failure(tmp_path, url)
+    assert failed.kind == kind and f"HTTP {status}" in failed.reason
+
+
 def test_drive_is_waited_for_when_it_asks(drive, url, tmp_path, slept):
     drive.fault = times(2, Fault(status=429, headers={"Content-Type": "text/html", "Retry-After": "7"}))
     fetch(new(tmp_path), url, tmp_path / "a")

@@ -188,12 +188,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_model(project):
     assert [row.split("\t")[1:] for row in again] == [row.split("\t")[1:] for row in curves]
 
 
-def begin_together(project: Path, **streams) -> tuple[subprocess.Popen, list[psutil.Process]]:
+def begin_together(project: Path, first: str = "checkpoint.pt", batch: int = 16, **streams
+                   ) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """A training by two processes that has its first checkpoint, and these processes."""
-    (project / "params.yaml").write_text(yaml.safe_dump(tiny_settings(train={"epochs": 3})))
-    process = subprocess.Popen([sys.executable, "-m", "maavt.stages.train"], cwd=project, start_new_session=True,
-                               env=os.environ | {"MAAVT_PROCESSES": "2"}, **streams)
-    while process.poll() is None and not list((project / ".work/train-maavt").rglob("checkpoint.pt")):
+    (project / "params.yaml").write_text(yaml.safe_dump(tiny_settings(train={"epochs": 3, "batch": batch})))
+    process = subprocess.Popen([sys.executable, "-m", "maavt.stages.train"], cwd=project, start_new_session=True, env={
+        **os.environ, "MAAVT_PROCESSES": "2", "MAAVT_CHECKPOINT_MINUTES": "0.001"}, **streams)
+    while process.poll() is None and not list((project / ".work/train-maavt").rglob(first)):
         time.sleep(0.01)
     crew = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     assert process.poll() is None and len(crew) == 2, "it was to be killed in the middle"
@@ -209,6 +210,13 @@ def test_a_killed_process_of_several_restarts_and_the_training_ends(project, ran
     assert "(restart 1 of 3)" in told and "goes on after epoch" in told
     with open(project / "data/curves/maavt/plots/metrics/val/accuracy.tsv") as file:
         assert len(list(csv.DictReader(file, delimiter="\t"))) == 3
+
+
+def test_several_processes_go_on_within_an_epoch(project):
+    process, crew = begin_together(project, "within.pt", 4, stdout=subprocess.PIPE, text=True)
+    crew[1].kill()
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and re.search("goes on after epoch 0 and [12]0 steps", told)
 
 
 def test_processes_that_train_together_die_with_their_parent_and_go_on_after_the_last_whole_epoch(
