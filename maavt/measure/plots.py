@@ -5,8 +5,8 @@ import statistics
 import numpy as np
 from matplotlib.figure import Figure
 
-HUES = {"maavt": "#e07a2f", "maavt_merged": "#c4521b", "maavt_paper": "#f0b68a", "linear": "#8d6b94",
-        "lavish": "#2a6f97", "lavish_deep": "#7fb2d1", "mbt": "#4c956c"}
+HUES = {"maavt": "#e07a2f", "maavt_merge16": "#c4521b", "maavt_merge22": "#c4521b",
+        "maavt_paper": "#f0b68a", "linear": "#8d6b94", "lavish": "#2a6f97", "lavish_deep": "#7fb2d1", "mbt": "#4c956c"}
 GREY = "#9aa5ab"
 
 
