@@ -1,9 +1,9 @@
 """Stage benchmark: parameters counted and samples per second measured -> data/benchmark.
 
 parameters.csv stands beside Table 7 of the supplement, throughput.csv beside Table 9. `maavt` is the model of the
-settings; `maavt_merged` merges patches (maavt.merge); `maavt_paper` is MA-AVT as published, of which maavt_plain and
-matmul_limit are other forms. Speeds depend on the machine: compare them by their ratios within one file. attention.csv
-has both attention kernels, and which of them the models take here.
+settings; `maavt_merge16` and the like merge patches (maavt.merge); `maavt_paper` is MA-AVT as published, of which
+maavt_plain and matmul_limit are other forms. Speeds depend on the machine: compare them by their ratios within one
+file. attention.csv has both attention kernels, and which of them the models take here.
 """
 
 import argparse
@@ -40,12 +40,12 @@ TABLE_7 = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", 
 MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", {"lora_rank": 0, "bottleneck": 0}), "linear": ("linear", {}),
           "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
           "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own
-MERGED = {"maavt_merged": ("maavt", {"merge": 16})}  # 196 patches become 20 in the 12 blocks of a ViT at 224 pixels
+MERGED = {f"maavt_merge{most}": ("maavt", {"merge": most}) for most in (16, 22)}  # as maavt.merge would, counted alike
 AS_PUBLISHED = ("maavt_plain", "matmul_limit")  # other forms of maavt_paper
 RUNS = {
-    "inference": ("maavt", "maavt_merged", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor",
+    "inference": ("maavt", *MERGED, "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor",
                   "matmul_limit"),
-    "training": ("maavt", "maavt_merged", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
+    "training": ("maavt", "maavt_merge16", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
 }
 
 NOT_MEASURED = {  # the columns of a table without rows
