@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from maavt.measure.plots import GREY, HUES, INK
 
-WIDTH = 3.7  # inches: as wide as a phone, so that letters keep their size there
+WIDTH = 3.3  # inches: as wide as a phone, so that letters keep their size there
 Line = tuple[str, str, Sequence[float], Sequence[float]]  # model, style, x and y
 
 

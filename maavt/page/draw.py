@@ -34,6 +34,7 @@ def svg(draw: Callable, *arguments, label: str) -> Markup:
                        transparent=True)
         drawn = buffer.getvalue()
     drawn = OWN_IDS.sub("", re.sub(r"\s*\n\s*", "\n", drawn[drawn.index("<svg"):]))
+    drawn = re.sub(r"<style.*?</style>", "", drawn, flags=re.S)  # it would hold for the whole page
     names = {INK: "ink", GREY: "grey", **{hue: name for name, hue in HUES.items()}}
     for colour, name in names.items():
         drawn = drawn.replace(colour, f"var(--{name})")

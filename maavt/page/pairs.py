@@ -41,7 +41,7 @@ class Rule:
 
 
 def choose(result: Result, seed: int) -> list[Rule]:
-    """Numbers of pairs by four rules: no pair twice, and by each rule one of a clip at most."""
+    """Numbers of pairs by four rules: no pair twice, and by each of the first three one of a clip at most."""
     rows, taken = result.predictions, set()
 
     def take(numbers: Iterable[int], *columns: str) -> list[int]:
@@ -57,18 +57,19 @@ def choose(result: Result, seed: int) -> list[Rule]:
         return chosen
 
     surest = sorted(range(len(rows)), key=lambda number: (-float(rows[number]["probability"]), number))
-    right = [number for number in surest if rows[number]["label"] == rows[number]["predicted"]]
-    wrong = [number for number in surest if rows[number]["label"] != rows[number]["predicted"]]
-    confused = [number for pair in most_confused(result, EACH)
-                for number in [n for n in wrong if n not in taken and all(
-                    rows[n][column] == pair[column] for column in ("label", "predicted"))][:1]]
+    right = [number for number in surest if result.is_right(rows[number])]
+    wrong = [number for number in surest if not result.is_right(rows[number])]
+    confused = {(pair["label"], pair["predicted"]): [] for pair in most_confused(result, EACH)}
+    for number in wrong:
+        for label in result.labels(rows[number]):
+            confused.get((label, rows[number]["predicted"]), []).append(number)
     drawn = random.Random(f"{seed} pairs").sample(range(len(rows)), len(rows))
     return [
         Rule("At random", f"drawn by the seed {seed}: these alone are a fair sample", take(drawn)),
         Rule("Best", "right with the greatest probability, one of each class at most", take(right, "label")),
         Rule("Worst", "wrong with the greatest probability, one of each class at most", take(wrong, "label")),
         Rule("Most confused", "of each of the most frequent confusions the one with the greatest probability",
-             take(confused)),
+             [number for numbers in confused.values() for number in take(numbers, "label", "predicted")]),
     ]
 
 
@@ -111,7 +112,7 @@ class Gallery:
         sound = batch.spectrograms[place_in_clip].float().numpy().T[::-1]  # pitch upwards, time to the right
         clip = self.clips.get(row["key"])
         return {
-            **row, "right": row["label"] == row["predicted"],
+            **row, "right": self.result.is_right(row), "absent": row.get("absent", ""),
             "differ": row["audio_only"] != row["visual_only"],
             "likeliest": json.loads(row.get("likeliest") or "[]"),
             "others": [(other.name, other.predictions[number]) for other in self.others
@@ -121,7 +122,7 @@ class Gallery:
             "player": self._sound(clip, float(row["second"])) if clip else None,
             "path": clip.path if clip else "",
             "clip": [{**rows[first + place], "frame": jpeg(_small(_picture(batch.frames[place])), 75),
-                      "right": rows[first + place]["label"] == rows[first + place]["predicted"],
+                      "right": self.result.is_right(rows[first + place]),
                       "shown": place == place_in_clip}
                      for place in range(last - first)] if last - first > 1 else [],
         }

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from maavt.clips import BACKGROUND, SPLITS, Clip
 from maavt.media.sample import frame_second, pair_begins
+from maavt.page.results import SEVERAL
 from maavt.params import Model, Params, Spectrogram
 from maavt.work import project_root, read_times
 
@@ -109,15 +110,20 @@ def class_counts(clips: list[Clip], quality: list[dict[str, str]], index: dict) 
     Pairs are counted as the shards have them; None where that does not come to the number that they have.
     """
     recipe, reached = Spectrogram(**index["spectrogram"]), {row["key"]: float(row["seconds"]) for row in quality}
-    held, pairs = Counter(), Counter()
+    held, pairs, told = Counter(), Counter(), Counter()
+
+    def parts(label: str | None) -> list[str]:
+        return [BACKGROUND] if label is None else label.split(SEVERAL) if index.get("multilabel") else [label]
+
     for clip in clips:
         if clip.key not in reached:
             continue
-        held.update((label, clip.split) for label in {clip.label, *(event[0] for event in clip.events)})
+        named = {part for label in (clip.label, *(event[0] for event in clip.events)) for part in parts(label)}
+        held.update((label, clip.split) for label in named)
         labels = clip.second_labels(recipe.clip_seconds)
         for begin in pair_begins(min(reached[clip.key], recipe.clip_seconds), recipe):
-            pairs[labels[frame_second(begin, recipe)] or BACKGROUND, clip.split] += 1
-    told = {split: sum(count for (_, own), count in pairs.items() if own == split) for split in SPLITS}
+            told[clip.split] += 1
+            pairs.update((label, clip.split) for label in parts(labels[frame_second(begin, recipe)]))
     exact = all(told[split] == index["splits"][split]["pairs"] for split in SPLITS)
     names = [*index["classes"], *([BACKGROUND] if index["background"] else [])]
     rows = [{"class": name, "total": sum((pairs if exact else held)[name, split] for split in SPLITS),
@@ -138,18 +144,24 @@ def drop_outs(rejects: list[dict[str, str]]) -> list[dict]:
 
 
 def committed(path: str) -> dict | str:
-    """A JSON file of data/ as the last commit's dvc.lock has it, from DVC's cache; or why there is none."""
-    if (text := git("show", "HEAD:./dvc.lock")) is None:
-        return "no dvc.lock is committed yet; git add dvc.lock && git commit makes this run the one to compare with"
-    outs = [out for stage in (_yaml(text).get("stages") or {}).values() for out in stage.get("outs", ())]
-    hashes = [out["md5"] for out in outs if out.get("path") == path and "md5" in out]
-    if not hashes:
-        return f"the last commit's dvc.lock has no {path}"
-    cache = Path(os.environ.get("DVC_ROOT") or project_root()) / ".dvc" / "cache" / "files" / "md5"
+    """A JSON file of data/ as the last commit has it: in git, or in DVC's cache by the dvc.lock; or why there is none.
+    """
+    if (text := git("show", f"HEAD:./{path}")) is None:
+        if (lock := git("show", "HEAD:./dvc.lock")) is None:
+            return "no dvc.lock is committed yet; git add dvc.lock && git commit makes this run the one to compare with"
+        outs = [out for stage in (_yaml(lock).get("stages") or {}).values() for out in stage.get("outs", ())]
+        hashes = [out["md5"] for out in outs if out.get("path") == path and "md5" in out]
+        if not hashes:
+            return f"the last commit's dvc.lock has no {path}"
+        cache = Path(os.environ.get("DVC_ROOT") or project_root()) / ".dvc" / "cache" / "files" / "md5"
+        try:
+            text = (cache / hashes[0][:2] / hashes[0][2:]).read_text()
+        except OSError:
+            return "the last commit's result is not in DVC's cache here; dvc fetch brings it"
     try:
-        return json.loads((cache / hashes[0][:2] / hashes[0][2:]).read_text())
-    except (OSError, ValueError):
-        return "the last commit's result is not in DVC's cache here; dvc fetch brings it"
+        return json.loads(text)
+    except ValueError:
+        return f"the last commit's {path} is no JSON"
 
 
 def committed_dataset() -> str | None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from maavt.errors import UserError
 
+SEVERAL = ";"  # between the labels of a clip that has several
+
 
 @dataclass(frozen=True)
 class Result:
@@ -21,19 +23,32 @@ class Result:
     predictions: list[dict[str, str]]
     clips: list[dict[str, str]]
     curves: dict[str, list[dict[str, str]]]
-    retrieval: list[dict[str, str]]
+    multilabel: bool = False
 
     @cached_property
     def keys(self) -> list[str]:
         """The clip of each test pair."""
         return [row["key"] for row in self.predictions]
 
+    def labels(self, row: dict[str, str]) -> list[str]:
+        """The label of a row, or those of a data set whose clips have several."""
+        return row["label"].split(SEVERAL) if self.multilabel else [row["label"]]
+
+    def is_right(self, row: dict[str, str], column: str = "predicted") -> bool:
+        """Whether a column of a row names its label, or one of several."""
+        return row[column] in self.labels(row)
+
     def right(self, column: str = "predicted") -> list[bool]:
         """Whether a column of the predictions is right, of each test pair."""
-        return [row["label"] == row[column] for row in self.predictions]
+        return [self.is_right(row, column) for row in self.predictions]
+
+    def confusions(self) -> list[tuple[str, str]]:
+        """(label, predicted) of each test pair; of several labels the one that is told, or all where none is."""
+        return [(label, row["predicted"]) for row in self.predictions
+                for label in ([row["predicted"]] if self.is_right(row) else self.labels(row))]
 
 
-def read_result(data: Path, name: str) -> Result:
+def read_result(data: Path, name: str, multilabel: bool = False) -> Result:
     """Raises UserError when stages before the report have not run."""
     folder, curves, model = data / "eval" / name, data / "curves" / name / "plots" / "metrics", data / "models" / name
     try:
@@ -46,7 +61,7 @@ def read_result(data: Path, name: str) -> Result:
             clips=read_table(folder / "predictions_clips.csv"),
             curves={path.relative_to(curves).with_suffix("").as_posix(): read_table(path)
                     for path in sorted(curves.rglob("*.tsv"))},
-            retrieval=read_table(model / "retrieval.csv") if (model / "retrieval.csv").exists() else [],
+            multilabel=multilabel,
         )
     except FileNotFoundError as error:
         raise UserError(f"no {error.filename}; run the stages before the report first (dvc repro)") from None

@@ -25,7 +25,7 @@ def accuracies(result: Result) -> list[dict]:
         row = {"given": given, "pairs": share(result.keys, result.right(column)), "clips": None}
         if result.clips and column in result.clips[0]:
             row["clips"] = share([clip["key"] for clip in result.clips],
-                                 [clip["label"] == clip[column] for clip in result.clips])
+                                 [result.is_right(clip, column) for clip in result.clips])
         rows.append(row)
     return rows
 
@@ -44,7 +44,7 @@ def against(result: Result, other: Result) -> tuple[float, float, float] | None:
 
 def chance(result: Result) -> tuple[str, float]:
     """The most frequent label of the test pairs and its share: what always saying it would get right."""
-    (label, count), = Counter(row["label"] for row in result.predictions).most_common(1)
+    (label, count), = Counter(label for row in result.predictions for label in result.labels(row)).most_common(1)
     return label, count / len(result.predictions)
 
 
@@ -68,7 +68,8 @@ def by_class(results: list[Result]) -> list[dict]:
                   in zip(results, tables, strict=True)}
         rows.append({"class": name, "pairs": int(first["pairs"]), "shares": shares})
     for given, column in list(GIVEN.items())[1:]:
-        right = Counter(row["label"] for row in results[0].predictions if row["label"] == row[column])
+        right = Counter(label for row in results[0].predictions for label in results[0].labels(row)
+                        if results[0].is_right(row, column))
         for row in rows:
             row[given] = right[row["class"]] / row["pairs"] if row["pairs"] else None
     return sorted(rows, key=lambda row: (row["pairs"] == 0, row["shares"][results[0].name] or 0, row["class"]))
@@ -81,11 +82,11 @@ def _number(text: str | None) -> float | None:
 def most_confused(result: Result, count: int = CONFUSIONS) -> list[dict]:
     """The pairs of classes that are taken for one another most often: label, predicted, how often, share of the
     label."""
-    labels = Counter(row["label"] for row in result.predictions)
-    wrong = Counter((row["label"], row["predicted"]) for row in result.predictions if row["label"] != row["predicted"])
+    pairs = result.confusions()
+    labels, wrong = Counter(label for label, _ in pairs), Counter(pair for pair in pairs if pair[0] != pair[1])
     found = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:count]
-    return [{"label": label, "predicted": told, "pairs": pairs, "of": labels[label], "share": pairs / labels[label]}
-            for (label, told), pairs in found]
+    return [{"label": label, "predicted": told, "pairs": number, "of": labels[label], "share": number / labels[label]}
+            for (label, told), number in found]
 
 
 def confusion(result: Result) -> dict:
@@ -93,8 +94,8 @@ def confusion(result: Result) -> dict:
     classes = [row["class"] for row in result.classes]
     number = {label: place for place, label in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)))
-    for row in result.predictions:
-        counts[number[row["label"]], number[row["predicted"]]] += 1
+    for label, told in result.confusions():
+        counts[number[label], number[told]] += 1
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     if len(classes) > AS_TEXT:
         return {"classes": classes, "picture": svg(charts.confusion, shares, label=f"Confusion of {result.name}")}

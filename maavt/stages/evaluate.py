@@ -5,12 +5,10 @@ confusion.csv (shares, for the plot) and classes.csv (accuracy of each class).
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         "trained": config["trainable"],
         "epoch": config["epoch"],  # the one that was kept, and what it reached on the validation split
         **{key: config[key] for key in ("val_accuracy", "val_map") if key in config},
-        **retrieval_metrics(data / "models" / name / "retrieval.csv"),
+        **retrieval_metrics(config.get("retrieval")),
         "coverage": counts["samples"] / (counts["samples"] + counts["rejected"]),
         **(vggsounder_metrics(labels, said, config["classes"]) if labels else {}),
     }
@@ -190,12 +188,11 @@ def background_metrics(predictions: list[Prediction]) -> dict[str, float]:
     return {"accuracy_background": binary, "accuracy_foreground_classes": classes, "accuracy_authors": classes * binary}
 
 
-def retrieval_metrics(table: Path) -> dict[str, float]:
+def retrieval_metrics(found: dict | None) -> dict[str, float]:
     """How often a sound of the validation split finds its own picture at once and among five, on average over the
-    blocks, before training and after; nothing for a model that compares none."""
-    rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
-    return {f"{recall}_{when}": float(np.mean([float(row[recall]) for row in rows if row["when"] == when]))
-            for recall in ("recall_1", "recall_5") for when in ("before", "after") if rows}
+    blocks, before training and after; config.json has each block."""
+    return {f"{recall}_{when}": float(np.mean(found[when][recall])) for recall in ("recall_1", "recall_5")
+            for when in ("before", "after")} if found else {}
 
 
 def vggsounder_metrics(labels: vggsounder.Labels, said: dict[str, list[Prediction]], classes: list[str]) -> dict:

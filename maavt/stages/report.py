@@ -24,20 +24,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Draw what the other stages found. Models that params.yaml does not name are left out."""
     argparse.ArgumentParser("maavt report", description=__doc__).parse_args(arguments)
     params, data = load_params(), project_root() / "data"
-    results = [read_result(data, name) for name in params.models]
+    index = Reader.of(params.dataset).index
+    results = [read_result(data, name, index.get("multilabel", False)) for name in params.models]
     try:
         benchmark = {table: read_table(data / "benchmark" / f"{table}.csv") for table in ("parameters", "throughput")}
     except FileNotFoundError as error:
         raise UserError(f"no {error.filename}; run the stages before the report first (dvc repro)") from None
     html = render(params=params, dataset=params.dataset, models=params.models, splits=SPLITS, results=results,
-                  main=results[0], **what_was_run(params, data), **how_good(params, results),
+                  main=results[0], **what_was_run(params, data, index), **how_good(params, results),
                   published={"7": published.table_7(params, results, benchmark["parameters"]),
                              "8": published.table_8(params, results, data),
                              "9": published.table_9(benchmark["throughput"])},
                   curves=trained.curves(results), retrieval=trained.retrieval(results),
                   **some_pairs(params, results, data), benchmark=benchmark,
                   drawn={table: svg(getattr(plots, table), rows, label=f"{table} of the benchmark")
-                         for table, rows in benchmark.items()})
+                         for table, rows in benchmark.items() if rows})
     with atomic(data / "report" / "index.html") as path:
         path.write_text(html)
     print("data/report/index.html")
@@ -54,9 +55,9 @@ def render(**values) -> str:
     return templates.get_template("index.html").render(style=style, script=script, digest=digest, **values)
 
 
-def what_was_run(params: Params, data: Path) -> dict:
+def what_was_run(params: Params, data: Path, index: dict) -> dict:
     """The first section."""
-    shards, index = data / "shards" / params.dataset, Reader.of(params.dataset).index
+    shards = data / "shards" / params.dataset
     rejects, settings = read_table(shards / "rejects.csv"), ran.settings(params)
     try:
         clips = read_manifest(data / "raw" / params.dataset)[0]

@@ -30,9 +30,9 @@ from maavt.training.checkpoint import Checkpoint, NotFinite
 from maavt.training.losses import class_weights, losses, mine_background, whole_batch
 from maavt.training.precision import mean_average_precision
 from maavt.training.processes import ALONE, Team, launch, preemptible
-from maavt.training.retrieval import COLUMNS, retrieval
+from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
-from maavt.work import project_root, publish, workspace, write_table
+from maavt.work import project_root, publish, workspace
 
 FIRST = 32  # pairs of which prompts may begin as patches
 
@@ -72,8 +72,6 @@ def fit(team: Team, name: str, params: Params) -> dict:
         training.run()
         if team.first:
             save_adapter(folder / "model", training.best["weights"], training.config())
-            if training.retrieved:
-                write_table(folder / "model" / "retrieval.csv", COLUMNS, training.retrieved)
             publish(folder / "model", data / "models" / name)
         return {key: training.best.get(key) for key in ("epoch", "accuracy", "map")}
 
@@ -123,7 +121,7 @@ class Training:
         self.weights = class_weights(loaders["train"].class_pairs(), train.balance).to(self.device) \
             if train.balance else None
         self.epoch, self.best, self.history = 0, {"map" if self.multilabel else "accuracy": -1.0}, []
-        self.retrieved: list[dict] = []
+        self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
 
     def _first_pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames and spectrograms of some pairs to train on, the same in all processes."""
@@ -133,7 +131,7 @@ class Training:
 
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
-        self._retrieve("before")
+        self.found["before"] = self._retrieve()
         self.kept.resume()
         with self.kept.leaving(), self._live() as live:
             for scores in self.history:
@@ -159,13 +157,11 @@ class Training:
                 live.summary["kept"] = {"epoch": self.best["epoch"], **self._reached()}
                 live.make_summary()
         with self.average.applied():
-            self._retrieve("after")
+            self.found["after"] = self._retrieve()
 
-    def _retrieve(self, when: str) -> None:
-        """Note how well the streams find one another, before training and after its last epoch."""
-        if self.team.first:
-            self.retrieved += retrieval(self.model, self.loaders["val"].in_order(), self.normalise, self.device, when,
-                                        len(self.index["classes"]))
+    def _retrieve(self) -> dict | None:
+        """How well the sounds of the validation split find their pictures now."""
+        return retrieval(self.model, self.loaders["val"].in_order(), self.normalise) if self.team.first else None
 
     def _live(self) -> Live | nullcontext:
         if not self.team.first:
@@ -310,6 +306,7 @@ class Training:
             "seed": self.params.seed,
             "epoch": self.best["epoch"],
             **self._reached(),
+            "retrieval": self.found if self.found["after"] else None,
         }
 
 
