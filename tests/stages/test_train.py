@@ -215,7 +215,7 @@ def test_a_killed_process_of_several_restarts_and_the_training_ends(project, ran
 def test_several_processes_go_on_within_an_epoch(project):
     process, crew = begin_together(project, "within.pt", 4, stdout=subprocess.PIPE, text=True)
     crew[1].kill()
-    told, _ = process.communicate(timeout=120)
+    told, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and re.search("goes on after epoch 0 and [12]0 steps", told)
 
 

@@ -222,7 +222,7 @@ class Evil:
 def test_a_checkpoint_that_carries_code_is_refused_and_nothing_of_it_runs(made, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for save in (lambda: torch.save({"epoch": Evil()}, tmp_path / name),
-                 lambda: (tmp_path / name).write_bytes(pickle.dumps(Evil())), lambda: (tmp_path / name).touch()):
+                 lambda: (tmp_path / name).write_bytes(pickle.dumps(Evil(), 2)), lambda: (tmp_path / name).touch()):
         save()
         with pytest.raises(UserError, match=f"{name} is no checkpoint .*; remove it"):
             checkpoint._load_file(tmp_path / name)
