@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from maavt.clips import ABSENT, BACKGROUND
+from maavt.clips import ABSENT, BACKGROUND, SEVERAL
 from maavt.errors import UsageError, UserError
 from maavt.fetch.tree import shown
 from maavt.media.rejected import explain
@@ -132,8 +132,10 @@ class Trained:
                         augment=self.config["augment"])
         names = [*self.classes, BACKGROUND]
         for batch in loader.in_order():
-            rows = zip(batch.keys, batch.seconds, batch.labels.tolist(), self._compare(batch), strict=True)
-            yield [{"file": key, "from": second, "to": second + loader.recipe["seconds"], "label": names[label], **row}
+            labels = [names[label] for label in batch.labels.tolist()] if batch.labels.dim() == 1 else [
+                SEVERAL.join(self.classes[place] for place in row.nonzero()[:, 0]) for row in batch.labels]
+            rows = zip(batch.keys, batch.seconds, labels, self._compare(batch), strict=True)
+            yield [{"file": key, "from": second, "to": second + loader.recipe["seconds"], "label": label, **row}
                    for key, second, label, row in rows]
 
     @torch.inference_mode()
