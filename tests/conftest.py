@@ -49,7 +49,7 @@ def make_project(folder: Path, /, **changes) -> Path:
     return folder
 
 
-def clone(folder: Path, **changes) -> Path:
+def clone(folder: Path, /, **changes) -> Path:
     """The files of the working tree that git would take, with tiny settings, as a repository of their own."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
                             capture_output=True, text=True).stdout.split("\0")

@@ -108,14 +108,15 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
             waveform = sound.finish(repeat=pad == "tile") if sound else np.zeros(seconds * sample_rate, np.float32)
             if not sound or (alone := sound.cancelled) is None:
                 break
+        whole = picture is not None and picture.done  # finishing it makes it so
         frames = picture.finish(repeat=pad == "tile") if picture else \
             np.zeros((len(wanted), frame_size, frame_size, 3), np.uint8)
         if keep:
             picture = picture if picture and _shows(picture) else None
             sound = sound if (power(waveform, sample_rate) > SILENT).any() else None
-        _check_reach(picture, sound, seconds if pad == "silence" else 0)
+        _check_reach(picture, sound, seconds if pad == "silence" else 0, whole)
         return Media(
-            video_seconds=0.0 if not picture else float(seconds) if picture.done else max(picture.end, 0.0),
+            video_seconds=0.0 if not picture else float(seconds) if whole else max(picture.end, 0.0),
             audio_seconds=min(sound.end, float(seconds)) if sound else 0.0,
             width=picture.held.width if picture else 0,
             height=picture.held.height if picture else 0,
@@ -293,7 +294,7 @@ def _check_decoded(picture: Picture | None, sound: Sound | None, seconds: int) -
     if sound and not sound.decoded:
         raise Rejected("no sound decoded", sound.track.error)
     if sound and not sound.stretches:
-        _check_reach(picture, sound, seconds)
+        _check_reach(picture, sound, seconds, picture is not None and picture.done)
 
 
 def _shows(picture: Picture) -> bool:
@@ -303,11 +304,11 @@ def _shows(picture: Picture) -> bool:
     return bool((highest - lowest > UNIFORM).any())
 
 
-def _check_reach(picture: Picture | None, sound: Sound | None, seconds: int) -> None:
-    """Raise Rejected where what there is does not reach MIN_COVERAGE of so many seconds."""
+def _check_reach(picture: Picture | None, sound: Sound | None, seconds: int, whole: bool) -> None:
+    """Raise Rejected where what there is does not reach MIN_COVERAGE of so many seconds; a `whole` picture does."""
     if not picture and not sound:
         raise Rejected("nothing to see or hear")
-    ends = [sink.end for sink in (picture, sound) if sink and (sink is sound or not picture.done)]
+    ends = [sink.end for sink in (picture, sound) if sink and (sink is sound or not whole)]
     if min(ends, default=math.inf) < MIN_COVERAGE * seconds:
         reach = ", ".join(f"{name} to {max(sink.end, 0):.2f} s"
                           for name, sink in (("picture", picture), ("sound", sound)) if sink)

@@ -168,10 +168,11 @@ def test_a_loss_that_is_no_number_goes_back_to_what_is_kept_at_half_the_rate(
     assert "it goes on from what was kept last, at half the rates" in capsys.readouterr().out
     assert len(found.history) == 3 and all(torch.isfinite(tensor).all() for tensor in found.best["weights"].values())
     assert found.scheduler.state_dict()["base_lrs"] == [rate / 2 for rate in peak]
-    assert found.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.003 / 2)
+    assert max(group["max_lr"] for group in found.optimizer.param_groups) == pytest.approx(0.003 / 2)
     again = training(made, tmp_path)
     again.run()
-    assert again.kept.halved and again.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.003 / 2)
+    assert again.kept.halved
+    assert max(group["max_lr"] for group in again.optimizer.param_groups) == pytest.approx(0.003 / 2)
 
 
 def test_a_loss_that_is_no_number_at_half_the_rate_either_says_what_to_try_and_keeps_the_last_good(
@@ -210,7 +211,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(made, tmp_path, monkeypatch
         again.run()
         assert same(again, quiet)
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 class Evil:
