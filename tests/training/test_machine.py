@@ -23,6 +23,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.delenv("MAAVT_DTYPE", raising=False)
     monkeypatch.delenv("MAAVT_DEVICE", raising=False)
     before = dict(CHOSEN)
+    CHOSEN.clear()
     machine.calibrated.cache_clear()
     yield tmp_path
     machine.calibrated.cache_clear()
