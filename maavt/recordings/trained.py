@@ -25,7 +25,7 @@ from maavt.shards.loader import BACKGROUND_LABEL, Batch, Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import load_adapter
 from maavt.training.runtime import Prediction, pick_device, place, predict
-from maavt.work import project_root, sha256
+from maavt.work import one_heap, project_root, sha256
 
 BATCH = 32  # windows
 WAITING = 3  # batches that the model has before it, while more are read
@@ -48,6 +48,8 @@ class Trained:
         self.folder = folder_of(model)
         self.whole, self.normalise, self.config = load_adapter(self.folder)
         self.device = pick_device(device)
+        if self.device.type == "cpu":
+            one_heap()  # it is asked in a thread
         place(self.whole, self.device)
         self.model = self._for_vectors() if vectors else self.whole.for_inference()
         self.classes, self.background = self.config["classes"], self.config["background"]
