@@ -44,9 +44,7 @@ def make_project(folder: Path, /, **changes) -> Path:
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_settings(**changes)))
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "settings"]):
-        subprocess.run(["git", *command], cwd=folder, check=True, env=os.environ | GIT)
-    return folder
+    return as_repository(folder, "settings")
 
 
 def clone(folder: Path, /, **changes) -> Path:
@@ -60,7 +58,12 @@ def clone(folder: Path, /, **changes) -> Path:
     for results in ("data/eval", "data/curves"):  # of the committed run
         shutil.rmtree(folder / results, ignore_errors=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_settings(**changes)))
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "start"]):
+    return as_repository(folder)
+
+
+def as_repository(folder: Path, message: str = "start") -> Path:
+    """What is in a folder as the first commit of a git repository."""
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", message]):
         subprocess.run(["git", *command], cwd=folder, check=True, env=os.environ | GIT)
     return folder
 

@@ -1,16 +1,16 @@
 import csv
-import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import yaml
 
 from flows.ablate import grid, summarise
 from maavt.errors import UsageError
+from tests.flows.grids import make_project, run_flow
 
-ROOT = Path(__file__).parents[2]
 STAGE = """
 import json, pathlib, sys, yaml
 settings = yaml.safe_load(open("params.yaml"))
@@ -33,23 +33,12 @@ stages:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A DVC project whose accuracy is tokens / 10 + seed / 100."""
-    folder = tmp_path_factory.mktemp("ablate") / "a project"
-    folder.mkdir()
-    (folder / "stage.py").write_text(STAGE)
-    (folder / "dvc.yaml").write_text(GRAPH)
-    (folder / "params.yaml").write_text("models: [maavt]\ntokens: 5\nseed: 0\n")
-    (folder / ".gitignore").write_text("/data\n/.prefect\n/begun\n")
-    names = {f"GIT_{who}_{what}": "maavt" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"], ["git", "add", "."],
-                    ["git", "commit", "-qm", "a project"]):
-        subprocess.run(command, cwd=folder, check=True, env=os.environ | names)
-    return folder
+    return make_project(tmp_path_factory.mktemp("ablate") / "a project", stage=STAGE, graph=GRAPH,
+                        params="models: [maavt]\ntokens: 5\nseed: 0\n")
 
 
-def ablate(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "DVC"))}
-    return subprocess.run([sys.executable, "-m", "flows.ablate", "--project", str(project), *arguments], cwd=ROOT,
-                          env=environment | {"PREFECT_HOME": str(project / ".prefect")}, capture_output=True, text=True)
+def ablate(project: Path, *arguments: str) -> CompletedProcess:
+    return run_flow("ablate", project, *arguments)
 
 
 def test_a_grid_becomes_one_table_and_one_picture_and_the_settings_stay_as_they_were(project):

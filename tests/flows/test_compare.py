@@ -1,8 +1,6 @@
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import yaml
@@ -10,8 +8,9 @@ import yaml
 from flows.compare import CONTENDERS, paired
 from maavt.measure import scores
 from maavt.params import load_params
+from tests.conftest import ROOT
+from tests.flows.grids import make_project, run_flow
 
-ROOT = Path(__file__).parents[2]
 STAGE = """
 import json, pathlib, sys, yaml
 settings, model = yaml.safe_load(open("params.yaml")), sys.argv[1]
@@ -40,24 +39,12 @@ stages:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A DVC project whose validation is best at a rate of 0.2; there maavt is right on one clip more than lavish."""
-    folder = tmp_path_factory.mktemp("compare") / "a project"
-    folder.mkdir()
-    (folder / "stage.py").write_text(STAGE)
-    (folder / "dvc.yaml").write_text(GRAPH)
-    (folder / "params.yaml").write_text("models: [maavt]\nseed: 0\nmaavt: {adapter_rate: 0.1}\n"
-                                        "lavish: {adapter_rate: 0.4}\n")
-    (folder / ".gitignore").write_text("/data\n/.prefect\n/begun\n")
-    names = {f"GIT_{who}_{what}": "maavt" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"], ["git", "add", "."],
-                    ["git", "commit", "-qm", "a project"]):
-        subprocess.run(command, cwd=folder, check=True, env=os.environ | names)
-    return folder
+    return make_project(tmp_path_factory.mktemp("compare") / "a project", stage=STAGE, graph=GRAPH,
+                        params="models: [maavt]\nseed: 0\nmaavt: {adapter_rate: 0.1}\nlavish: {adapter_rate: 0.4}\n")
 
 
-def compare(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "DVC"))}
-    return subprocess.run([sys.executable, "-m", "flows.compare", "--project", str(project), *arguments], cwd=ROOT,
-                          env=environment | {"PREFECT_HOME": str(project / ".prefect")}, capture_output=True, text=True)
+def compare(project: Path, *arguments: str) -> CompletedProcess:
+    return run_flow("compare", project, *arguments)
 
 
 def test_each_model_runs_at_the_rate_that_validation_chooses_and_a_second_comparison_runs_nothing_again(project):

@@ -1,6 +1,5 @@
 """Settings of one run alone: told where they are wrong, and gone afterwards, whatever becomes of the run."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import yaml
 
 from flows.settings import changed, changed_text, experiment_name, put_back
 from maavt.errors import UserError
-from tests.conftest import GIT, ROOT, tiny_settings
+from tests.conftest import ROOT, as_repository, tiny_settings
 
 
 @pytest.fixture
@@ -23,9 +22,7 @@ def project(tmp_path) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a project"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True, env=os.environ | GIT)
-    return tmp_path
+    return as_repository(tmp_path)
 
 
 def work(project: Path) -> None:
