@@ -31,7 +31,7 @@ from maavt.training.losses import class_weights, losses, mine_background, whole_
 from maavt.training.precision import mean_average_precision
 from maavt.training.processes import ALONE, Team, launch, preemptible
 from maavt.training.retrieval import retrieval
-from maavt.training.runtime import Normaliser, compute_type, pick_device, place, predict
+from maavt.training.runtime import Normaliser, pick_device, place, predict
 from maavt.work import project_root, publish, workspace
 
 FIRST = 32  # pairs of which prompts may begin as patches
@@ -88,8 +88,6 @@ class Training:
         self.name, self.params, self.loaders, self.curves, self.team = name, params, loaders, curves, team
         self.kept = Checkpoint(self, folder, team)
         self.index = index = loaders["train"].index
-        self.device = pick_device()
-        compute_type(self.device)  # what it measures, once per machine, draws random numbers
         torch.manual_seed(params.seed)
         backbone = load_backbone(params.backbone, image_size=params.image_size)
         self.normalise = Normaliser(
@@ -106,6 +104,7 @@ class Training:
                                        multilabel=self.multilabel)
         self.own = own = getattr(params, name)
         self.mining = 0.0 if index["background"] or self.multilabel else getattr(own, "mining", 0.0)
+        self.device = pick_device()
         self.model = place(create_model(name, backbone, self.settings), self.device)
         train_only(self.model, self.model.trained() + self.model.training_only())
         if hasattr(self.model, "begin"):

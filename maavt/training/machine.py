@@ -8,11 +8,9 @@ B batch, N tokens, D width, H heads.
 
 import fcntl
 import json
-import platform
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +20,7 @@ import torch.nn.functional as F
 from maavt.models.choice import CHOSEN, Choice
 from maavt.models.inference import Linear, multiplies_bf16
 from maavt.models.vit import fused_attention, plain_attention, split_heads
-from maavt.work import atomic, machine_folder
+from maavt.work import atomic, machine_folder, processor
 
 SHAPES = ((2, 208), (6, 62))  # streams and tokens: at 224 and at 98 pixels
 WIDTH, HEADS, HIDDEN = 384, 6, 1536  # of a ViT-Small
@@ -32,13 +30,9 @@ GAIN = 0.9  # the usual way stays unless another takes less than this share of i
 
 def cpu() -> str:
     """The CPU's name and its instruction set, as far as torch uses it: 'AMD EPYC, AVX2'."""
-    name = None
-    with suppress(OSError):
-        name = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    name = name[1].strip() if name else platform.processor() or platform.machine()
     matrix = " with AMX" if torch.cpu._is_amx_tile_supported() else \
         " with bf16" if torch.cpu._is_avx512_bf16_supported() else ""
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{matrix}"
+    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}{matrix}"
 
 
 @lru_cache(1)
@@ -54,7 +48,8 @@ def calibrated() -> tuple[torch.dtype, Path | None]:
             fcntl.flock(lock, fcntl.LOCK_EX)  # processes that train together must not each measure
             found = _read(path)
             if found is None:
-                found = measure()
+                with torch.random.fork_rng(devices=[]):  # a seed that was set makes the same numbers afterwards
+                    found = measure()
                 with atomic(path) as temporary:
                     temporary.write_text(json.dumps(found, indent=1) + "\n")
     except OSError:

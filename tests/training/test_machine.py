@@ -81,6 +81,16 @@ def test_processes_that_start_together_measure_once(fresh, monkeypatch):
     assert len({one.result() for one in found}) == len(measured) == 1
 
 
+def test_what_a_seed_makes_does_not_depend_on_whether_this_machine_was_measured_before(fresh):
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        machine.calibrated()
+        drawn.append(torch.rand(3))
+        machine.calibrated.cache_clear()
+    assert list((fresh / "cache").rglob("*.json")) and torch.equal(*drawn)
+
+
 def test_without_a_place_to_write_the_usual_ways_are_taken(fresh, monkeypatch):
     (fresh / "cache").write_text("a file, where a folder should be")
     monkeypatch.setattr(machine, "measure", lambda: pytest.fail("what is not written down would not repeat"))
