@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     shutil.rmtree(making, ignore_errors=True)
     try:
         differences = write(making, options.model, onnx=options.onnx)
-        publish(making, target)
+        publish(making, target, keep=False)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     said = ", ".join(f"{name} {worst:.1g}" for name, worst in differences.items())
