@@ -12,10 +12,11 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -29,7 +30,7 @@ from flows.settings import changed, changed_text, check_project, experiment_name
 from maavt import errors
 from maavt.errors import UsageError, UserError
 from maavt.measure import plots
-from maavt.work import atomic, write_table
+from maavt.work import write_table
 
 COMMA = re.compile(r",(?![^\[\]{}]*[\]}])")  # outside of brackets
 
@@ -70,6 +71,15 @@ def experiment(name: str, changes: list[str], project: Path, lock: int, logs: Pa
         return [{"model": model, "seconds": seconds, **scores} for model, scores in read_metrics(project).items()]
 
 
+@contextmanager
+def at_work(project: Path, settings: list[str]) -> Iterator[tuple[int, Path]]:
+    """The project's lock and the folder of logs for a run of many experiments, which says what it is."""
+    logs = told.logs(project, told.introduce(project, settings))
+    with runs.alive(project, flow_run.id), only_run(project, get_run_logger().warning) as lock:
+        drop_damaged(project)
+        yield lock, logs
+
+
 @flow(persist_result=False)
 def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metric: str = "accuracy") -> list[dict]:
     """Run every setting with every seed, one after the other; returns the rows of ablation.csv.
@@ -77,10 +87,8 @@ def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metri
     Experiments stay in the repository (`dvc exp show`); the workspace gets back what it had.
     """
     project = check_project(project)
-    logs = told.logs(project, told.introduce(project, settings))
     found, failed = [], []
-    with runs.alive(project, flow_run.id), only_run(project, get_run_logger().warning) as lock:
-        drop_damaged(project)
+    with at_work(project, settings) as (lock, logs):
         for setting, seed in product(grid(settings), seeds):
             changes = [*setting.split("+"), f"seed={seed}"]
             try:
@@ -101,10 +109,7 @@ def write(rows: list[dict], folder: Path, metric: str) -> None:
     if any(f"{metric}_mean" not in row for row in rows):
         raise UserError(f"--metric {metric}: no such number in data/eval; one is accuracy")
     write_table(folder / "ablation.csv", dict.fromkeys(key for row in rows for key in row), rows)
-    figure = Figure(layout="constrained")
-    plots.ablation(figure, rows, metric)
-    with atomic(folder / "ablation.svg") as path:
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    plots.save(folder / "ablation.svg", plots.ablation, rows, metric)
 
 
 def read_metrics(project: Path) -> dict[str, dict[str, float]]:
@@ -123,12 +128,16 @@ def summarise(runs: list[dict]) -> list[dict]:
             values = [one[key] for one in own]
             if isinstance(values[0], str):  # a version
                 continue
-            row[f"{key}_mean"] = round(statistics.fmean(values), 4)
-            if len(values) > 1:
-                row[f"{key}_std"] = round(statistics.stdev(values), 4)
+            row |= spread(key, values)
         rows.append({key: row[key] for key in ("setting", "model", "seeds", *sorted(row.keys() - {"setting", "model",
                                                                                              "seeds"}))})
     return rows
+
+
+def spread(number: str, values: list[float]) -> dict[str, float]:
+    """The columns of a number's mean and, over several values, its standard deviation."""
+    mean = {f"{number}_mean": round(statistics.fmean(values), 4)}
+    return mean | ({f"{number}_std": round(statistics.stdev(values), 4)} if len(values) > 1 else {})
 
 
 def chosen(rows: list[dict]) -> dict | None:

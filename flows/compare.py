@@ -10,27 +10,23 @@ Epochs, augmentation and data are the same for all. The result is data/compariso
 
 import argparse
 import csv
-import statistics
 import sys
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from prefect import flow, get_run_logger
-from prefect.runtime import flow_run
+import numpy as np
+from prefect import flow
 from ruamel.yaml import YAML
 
-from flows import PROJECT, told
-from flows import runs as marks
-from flows.ablate import experiment
-from flows.lock import drop_damaged
-from flows.process import only_run
+from flows import PROJECT
+from flows.ablate import at_work, experiment, spread
 from flows.server import use_server
 from flows.settings import changed_text, check_project, experiment_name
 from maavt import errors
 from maavt.errors import UsageError, UserError
 from maavt.measure import plots, scores
-from maavt.work import atomic, write_table
+from maavt.work import write_table
 
 # What is compared: the model, its settings beside those of params.yaml, and the rate that is searched.
 CONTENDERS = {
@@ -40,7 +36,8 @@ CONTENDERS = {
     "lavish": ("lavish", [], "lavish.adapter_rate"),
     "mbt": ("mbt", [], "mbt.encoder_rate"),
 }
-NUMBERS = ("accuracy", "accuracy_audio_only", "accuracy_visual_only", "accuracy_clips", "map", "seconds")
+NUMBERS = ("val_accuracy", "accuracy", "accuracy_audio_only", "accuracy_visual_only", "accuracy_clips", "map",
+           "seconds")
 
 
 @flow(persist_result=False)
@@ -51,12 +48,9 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
     Experiments stay in the repository (`dvc exp show`) and in DVC's cache: a comparison that was stopped goes on.
     """
     project = check_project(project)
-    logs = told.logs(project, told.introduce(project, settings))
     runs: dict[str, list[dict]] = defaultdict(list)
     failed = []
-    with marks.alive(project, flow_run.id), only_run(project, get_run_logger().warning) as lock:
-        drop_damaged(project)
-
+    with at_work(project, settings) as (lock, logs):
         def one(name: str, rate: float, seed: int) -> dict:
             model, own, key = CONTENDERS[name]
             changes = [*settings, f"models=[{model}]", *own, f"{key}={rate:.3g}", f"seed={seed}"]
@@ -82,13 +76,9 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
 
 def rates_of(name: str, shares: list[float], settings: list[str], project: Path) -> list[float]:
     """The rates to try for a model: shares of its own, from the settings or from params.yaml."""
-    *above, last = CONTENDERS[name][2].split(".")
-    here = YAML(typ="safe").load((project / "params.yaml").read_text())
-    for part in above:
-        here = here[part]
-    given = dict(setting.split("=", 1) for setting in settings)
-    rate = float(given.get(CONTENDERS[name][2], here[last]))
-    return [rate * share for share in shares]
+    block, rate = CONTENDERS[name][2].split(".")
+    own = float(YAML(typ="safe").load(changed_text(project, settings))[block][rate])
+    return [own * share for share in shares]
 
 
 def read_right(folder: Path) -> dict[tuple[str, str], bool]:
@@ -107,13 +97,10 @@ def rows(runs: dict[str, list[dict]]) -> list[dict]:
     first, table = next(iter(runs.values()), []), []
     for name, own in runs.items():
         row = {"model": name, "seeds": len(own), "rate": own[0]["rate"], "trained": own[0]["trained"],
-               "epochs_kept": " ".join(str(one["epoch"]) for one in own),
-               "val_accuracy_mean": round(statistics.fmean(one["val_accuracy"] for one in own), 4)}
+               "epochs_kept": " ".join(str(one["epoch"]) for one in own)}
         for number in NUMBERS:
             if number in own[0]:
-                values = [one[number] for one in own]
-                row[f"{number}_mean"] = round(statistics.fmean(values), 4)
-                row[f"{number}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else ""
+                row |= spread(number, [one[number] for one in own])
         if own is not first:
             lead, low, high, chance = paired([one["right"] for one in first], [one["right"] for one in own])
             row |= {"lead": round(lead, 4), "lead_low": round(low, 4), "lead_high": round(high, 4),
@@ -125,25 +112,18 @@ def rows(runs: dict[str, list[dict]]) -> list[dict]:
 def paired(first: list[dict], second: list[dict]) -> tuple[float, float, float, float]:
     """How much more often the first model is right than the second, its 95 % interval, and McNemar's p; of each a dict
     per seed of what is right, by (key, second)."""
-    gained, pairs = defaultdict(float), defaultdict(int)
-    for one, other in zip(first, second, strict=False):
-        for pair in one.keys() & other.keys():
-            gained[pair[0]] += one[pair] - other[pair]
-            pairs[pair[0]] += 1
-    keys = sorted(pairs)
-    lead = sum(gained.values()) / max(sum(pairs.values()), 1)
-    low, high = scores.interval([gained[key] for key in keys], [pairs[key] for key in keys])
-    both = sorted(first[0].keys() & second[0].keys())
-    return lead, low, high, scores.mcnemar([first[0][pair] for pair in both], [second[0][pair] for pair in both])
+    both = [[(pair[0], one[pair], other[pair]) for pair in sorted(one.keys() & other.keys())]
+            for one, other in zip(first, second, strict=False)]
+    keys, ours, theirs = zip(*chain(*both), strict=True)
+    lead = np.subtract(ours, theirs, dtype=float)
+    _, ours, theirs = zip(*both[0], strict=True)
+    return float(lead.mean()), *scores.accuracy_interval(keys, lead), scores.mcnemar(ours, theirs)
 
 
 def write(table: list[dict], folder: Path) -> None:
     """comparison.csv and comparison.svg, as far as the comparison has come."""
     write_table(folder / "comparison.csv", dict.fromkeys(key for row in table for key in row), table)
-    figure = Figure(layout="constrained")
-    plots.comparison(figure, table)
-    with atomic(folder / "comparison.svg") as path:
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    plots.save(folder / "comparison.svg", plots.comparison, table)
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from ruamel.yaml import YAML
 
+from maavt.params import flat
+
 NOTIFY_LIMIT = 60  # seconds for the command that is told
 KEEP = 50  # runs whose logs are kept
 
@@ -42,12 +44,6 @@ def introduce(project: Path, settings: Sequence[str], **options) -> str:
 
 def changed_settings(project: Path) -> dict[str, object]:
     """The keys of params.yaml whose values are not those of the commit."""
-    def flat(values, above: str = "") -> dict[str, object]:
-        if not isinstance(values, dict) or not values:
-            return {above: values}
-        return {key: value for name, inner in values.items()
-                for key, value in flat(inner, f"{above}.{name}" if above else str(name)).items()}
-
     with suppress(Exception):  # no commit, or a file that is not YAML: which others tell
         yaml = YAML(typ="safe")
         before = flat(yaml.load(_git(project, "show", "HEAD:./params.yaml")))

@@ -403,6 +403,14 @@ def parse_params(values: object, name: str = "params.yaml") -> Params:
     raise UserError(f"{count} in {name}:\n" + "\n".join(f"  {line}" for line in mistakes))
 
 
+def flat(values: dict, above: str = "") -> dict[str, object]:
+    """Settings by their full keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
+    return found
+
+
 def check_weights(params: Params, root: Path) -> None:
     """Raises UserError when `weights` is neither a word that is known nor a file; a path counts from `root`."""
     if params.weights not in ("packaged", "timm", "random") and not (root / params.weights).is_file():

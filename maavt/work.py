@@ -157,15 +157,20 @@ def _times() -> Path:
     return Path(os.environ.get("DVC_ROOT") or project_root()) / ".work" / "times"
 
 
+def processor() -> str:
+    """The name of this machine's CPU."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def machine() -> str:
     """This machine in words: processor, cores lent to this process, memory, and the GPU that torch uses."""
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    told = f"{name}, {cores} cores, {memory:.0f} GB"
+    told = f"{processor()}, {cores} cores, {memory:.0f} GB"
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         told += f", {torch.cuda.get_device_name()}"

@@ -1,14 +1,26 @@
 """Pictures of what the benchmark and the ablations found. Every function draws rows of a table on a figure."""
 
 import statistics
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from maavt.work import atomic
 
 # A model has one colour everywhere, in pictures and on the report page; no other thing has it.
 HUES = {"maavt": "#2a6f97", "maavt_merge16": "#1b4a66", "maavt_merge22": "#1b4a66", "maavt_paper": "#7fb2d1",
         "paper": "#7fb2d1", "linear": "#8d6b94", "lavish": "#b8860b", "lavish_deep": "#dcb85a", "mbt": "#4c956c"}
 INK, GREY = "#1c2b33", "#9aa5ab"
+
+
+def save(path: Path, draw: Callable, *arguments) -> None:
+    """What `draw(figure, ...)` draws, as an SVG file that is the same to the byte for the same numbers."""
+    figure = Figure(layout="constrained")
+    draw(figure, *arguments)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def throughput(figure: Figure, rows: list[dict]) -> None:
@@ -71,7 +83,7 @@ def comparison(figure: Figure, rows: list[dict]) -> None:
                                 ("accuracy_visual_only", "^", "picture alone")):
         full = number == "accuracy"
         for y, row in zip(at, rows, strict=True):
-            axes.errorbar(float(row[f"{number}_mean"]), y, xerr=float(row[f"{number}_std"] or 0), fmt=mark, capsize=3,
+            axes.errorbar(float(row[f"{number}_mean"]), y, xerr=float(row.get(f"{number}_std", 0)), fmt=mark, capsize=3,
                           color=HUES.get(row["model"], GREY), alpha=1 if full else 0.5,
                           label=label if y == at[0] else None)
     axes.set(yticks=at, yticklabels=[row["model"] for row in rows],

@@ -36,14 +36,6 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     return min(1.0, 2 * chances)
 
 
-def calibration_error(probability: Sequence[float], right: Sequence[bool]) -> float:
-    """The expected calibration error: how far the stated probability of a prediction is from how often it is right,
-    in BINS equally wide bins of probability, on average over pairs (N,)."""
-    probability, right = np.asarray(probability, float), np.asarray(right, float)
-    number = np.minimum((probability * BINS).astype(int), BINS - 1)
-    return (np.abs(np.bincount(number, probability - right)).sum() / max(len(right), 1)).item()
-
-
 def calibration(probability: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float, int]]:
     """The reliability curve: of each of the BINS bins that is not empty the mean stated probability, the share that is
     right, and the number of pairs."""
@@ -51,6 +43,13 @@ def calibration(probability: Sequence[float], right: Sequence[bool]) -> list[tup
     number = np.minimum((probability * BINS).astype(int), BINS - 1)
     return [(probability[own].mean().item(), right[own].mean().item(), int(own.sum()))
             for bin_ in range(BINS) if (own := number == bin_).any()]
+
+
+def calibration_error(probability: Sequence[float], right: Sequence[bool]) -> float:
+    """The expected calibration error: how far the stated probability of a prediction is from how often it is right,
+    in the bins of calibration(), on average over pairs (N,)."""
+    return sum(pairs * abs(stated - told) for stated, told, pairs in calibration(probability, right)) / max(
+        len(right), 1)
 
 
 def macro_recall(labels: Sequence[int], predicted: Sequence[int]) -> float:

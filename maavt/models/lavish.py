@@ -143,7 +143,7 @@ class LAVISH(nn.Module):
             x = x + remade(again, self_attention, block, x) + self._adapt("attention", number, x, x)
             read = x if number + 1 < len(self.backbone.blocks) else x[:, :1]  # of the last block the CLS tokens alone
             x = read + remade(again, feed_forward, block, read) + self._adapt("mlp", number, read, x)
-        return self.head(*self.backbone.norm(x[:, 0]).chunk(2))
+        return self.head(*streams(self.backbone.norm(x[:, 0])))
 
     def _adapt(self, place: str, number: int, x: Tensor, other: Tensor) -> Tensor:
         """What the adapters of one place add to `x`; `other` is what the streams look at crosswise."""

@@ -119,7 +119,7 @@ class MAAVT(nn.Module):
             return
         kind = self.backbone.patch_embed.proj.weight.dtype
         patches = embed_patches(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)])).float()
-        visual, audio = (stream.flatten(0, 1) for stream in patches.chunk(2))
+        visual, audio = (stream.flatten(0, 1) for stream in streams(patches))
 
         def drawn(stream: Tensor, count: int) -> Tensor:
             return stream[torch.randperm(len(stream))[:count].to(stream.device)]
@@ -187,7 +187,7 @@ class MAAVT(nn.Module):
         if compared:
             projections.append(self._project(-1, x[:, -self.config.tokens :]))
         summary = self.backbone.norm(x[:, : 1 + self.config.background]).float()
-        summary = torch.cat(summary.chunk(2), -1)  # (B, 1 or 2, 2 D)
+        summary = torch.cat(streams(summary), -1)  # (B, 1 or 2, 2 D)
         return Output(
             logits=self.head(summary[:, 0]),
             background=self.background_head(summary[:, 1])[:, 0] if self.config.background else None,
@@ -216,7 +216,7 @@ class MAAVT(nn.Module):
             x, merged = run_merging(block, x, merged, self.config.merge, own=own)
         query = x.shape[1] - behind if background else 0
         scores = merged.spread(attention_scores(last, x, query=query, own=last_own).float())
-        return tuple(scores.softmax(-1).chunk(2))
+        return streams(scores.softmax(-1))
 
     def _blocks(self) -> list[tuple[Block, StreamAdapters | None]]:
         """The blocks, each with what the streams have of their own in it."""
@@ -241,7 +241,7 @@ class MAAVT(nn.Module):
 
     def _project(self, block: int, shared: Tensor) -> tuple[Tensor, Tensor]:
         """The mean shared prompt of each stream through the block's projectors, of length 1: (B, P) each."""
-        visual, audio = shared.float().mean(1).chunk(2)
+        visual, audio = streams(shared.float().mean(1))
         return (nn.functional.normalize(self.visual_projectors[block](visual), dim=-1),
                 nn.functional.normalize(self.audio_projectors[block](audio), dim=-1))
 

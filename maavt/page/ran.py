@@ -12,10 +12,9 @@ from typing import get_args
 
 from ruamel.yaml import YAML, YAMLError
 
-from maavt.clips import BACKGROUND, SPLITS, Clip
+from maavt.clips import BACKGROUND, SEVERAL, SPLITS, Clip
 from maavt.media.sample import frame_second, pair_begins
-from maavt.page.results import SEVERAL
-from maavt.params import Model, Params, Spectrogram
+from maavt.params import Model, Params, Spectrogram, flat
 from maavt.work import project_root, read_times
 
 PLAIN = re.compile(r"[\w./:+-]+")  # a value that DVC's command line takes without quotes
@@ -50,7 +49,7 @@ def revision() -> dict | None:
 def settings(params: Params) -> list[dict]:
     """The keys of params.yaml that concern this run, with their values, and the committed ones where they differ."""
     text = git("show", "HEAD:./params.yaml")
-    here, committed = _flat(_yaml((project_root() / "params.yaml").read_text())), _flat(_yaml(text or "") or {})
+    here, committed = (flat(_yaml(held) or {}) for held in ((project_root() / "params.yaml").read_text(), text or ""))
     others = {*params.augment, *get_args(Model)} - {params.dataset, *params.models}  # augment names every data set
     rows = []
     for key, value in here.items():
@@ -72,14 +71,6 @@ def _yaml(text: str) -> dict:
         return YAML(typ="safe").load(text)
     except YAMLError:
         return {}
-
-
-def _flat(values: dict, before: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    found = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
-    return found
 
 
 def _text(value: object) -> str:

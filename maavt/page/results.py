@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from maavt.clips import SEVERAL
 from maavt.errors import UserError
-
-SEVERAL = ";"  # between the labels of a clip that has several
 
 
 @dataclass(frozen=True)

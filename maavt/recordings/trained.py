@@ -77,10 +77,8 @@ class Trained:
         row = {"class": BACKGROUND if empty else self.classes[found.predicted],
                "probability": round(found.probability, 4)}
         if top > 1:
-            strongest = max(float(found.classes[found.best_class]), 1e-9)
-            present = 1 - found.probability if empty else found.probability / strongest
-            every = dict(zip(self.classes, (found.classes * present).tolist(), strict=True))
-            every |= {BACKGROUND: 1 - present} if self.background else {}
+            every = dict(zip(self.classes, (found.classes * (1 - found.empty)).tolist(), strict=True))
+            every |= {BACKGROUND: found.empty} if self.background else {}
             best = sorted(every, key=every.get, reverse=True)[:top]
             row["top"] = {name: round(every[name], 4) for name in best}
         return row

@@ -18,7 +18,7 @@ from maavt.errors import UserError
 from maavt.fetch.tree import walk
 from maavt.media.rejected import Rejected
 from maavt.media.sample import frame_second, read_clip
-from maavt.media.spectrogram import spectrograms
+from maavt.media.spectrogram import nothing_heard
 from maavt.params import Spectrogram
 from maavt.sources.look import Look, look
 from maavt.workers import fan_out
@@ -143,8 +143,7 @@ def _read(part: Part, recipe: Spectrogram, frame_size: int, crop: int, keep: boo
         return replace(part, failed=rejected)
     absent = "sound" if sound is None else "" if found else "picture"
     if absent == "sound":
-        silence = np.zeros((len(begins), recipe.seconds * recipe.sample_rate), np.float32)
-        sound = np.zeros_like(spectrograms(silence, recipe), np.float16)
+        sound = nothing_heard(len(begins), recipe)
     nothing = np.zeros((frame_size, frame_size, 3), np.uint8)
     edge = (frame_size - crop) // 2
     middle = slice(edge, edge + crop)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from maavt.errors import UserError
@@ -32,7 +31,7 @@ from maavt.progress import progress
 from maavt.training import machine
 from maavt.training.losses import losses
 from maavt.training.runtime import compute_type, pick_device, place
-from maavt.work import atomic, project_root, write_table
+from maavt.work import project_root, write_table
 
 CLASSES = 28  # AVE, as in the paper's counts
 IN21K_CLASSES = 21_843  # the head of the ImageNet-21k checkpoints that the paper's totals include
@@ -71,11 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     for table, rows in tables.items():
         write_table(folder / f"{table}.csv", rows[0] if rows else NOT_MEASURED[table], rows)
     for draw in (plots.parameters, plots.throughput):
-        figure = Figure(layout="constrained")
-        if tables[draw.__name__]:
-            draw(figure, tables[draw.__name__])
-        with atomic(folder / f"{draw.__name__}.svg") as path:
-            figure.savefig(path, format="svg", metadata={"Date": None})
+        rows = tables[draw.__name__]
+        plots.save(folder / f"{draw.__name__}.svg", draw if rows else lambda *_: None, rows)
 
 
 def create(name: str, backbone: str, params: Params, **options) -> nn.Module:

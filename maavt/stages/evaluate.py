@@ -108,10 +108,7 @@ def clip_scores(predictions: list[Prediction]) -> list[scores.ClipScore]:
 
 def likeliest(prediction: Prediction, classes: list[str], count: int = 3) -> list[tuple[str, float]]:
     """The classes of the greatest probability, background (the last of `classes`) among them where there is one."""
-    sure, best = prediction.probability, prediction.classes.max().item()
-    empty = 0.0
-    if len(classes) > len(prediction.classes):
-        empty = sure if prediction.predicted == BACKGROUND_LABEL else max(1 - sure / best, 0.0)
+    empty = prediction.empty if len(classes) > len(prediction.classes) else 0.0
     found = [*(prediction.classes * (1 - empty)).tolist(), empty][: len(classes)]
     return [(classes[number], round(found[number], 4)) for number in np.argsort(found)[::-1][:count]]
 

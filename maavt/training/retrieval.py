@@ -18,14 +18,14 @@ def retrieval(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser)
 
     {"pairs": N, "recall_1": [...], "recall_5": [...]}; luck gives 1 / N and 5 / N.
     """
+    if not len(getattr(model, "visual_projectors", ())):
+        return None
     device = next(model.parameters()).device
     model.train()  # the projectors are there in training alone
     found, pairs = [], 0
     for batch in batches:
         frames, sound, labels = normalise(batch, device)
         projections = model(frames, sound).projections
-        if projections is None:
-            return None
         kept = labels >= 0 if labels.dim() == 1 else labels.any(1)
         if batch.absent is not None:
             kept &= (batch.absent == 0).to(device)

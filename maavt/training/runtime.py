@@ -140,6 +140,12 @@ class Prediction:
     absent: str = ""
 
     @property
+    def empty(self) -> float:
+        """The probability that the pair is background, by a model that says so; `classes` are given that it is not."""
+        strongest = max(self.classes.max().item(), 1e-9)
+        return self.probability if self.predicted < 0 else max(1 - self.probability / strongest, 0.0)
+
+    @property
     def labels(self) -> tuple[int, ...]:
         """All labels, be it one."""
         return self.label if isinstance(self.label, tuple) else (self.label,)
