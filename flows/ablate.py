@@ -143,7 +143,7 @@ def spread(number: str, values: list[float]) -> dict[str, float]:
 def chosen(rows: list[dict]) -> dict | None:
     """The row that the validation split prefers; the test split has no say. None where nothing was validated."""
     validated = [row for row in rows if "val_accuracy_mean" in row]
-    return max(validated, key=lambda row: row["val_accuracy_mean"], default=None)
+    return max(validated, key=lambda row: row.get("val_map_mean", row["val_accuracy_mean"]), default=None)
 
 
 def main() -> None:

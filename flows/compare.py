@@ -24,6 +24,7 @@ from flows.ablate import at_work, experiment, spread
 from flows.server import use_server
 from flows.settings import changed_text, check_project, experiment_name
 from maavt import errors
+from maavt.clips import SEVERAL
 from maavt.errors import UsageError, UserError
 from maavt.measure import plots, scores
 from maavt.work import write_table
@@ -56,12 +57,14 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
             changes = [*settings, f"models=[{model}]", *own, f"{key}={rate:.3g}", f"seed={seed}"]
             (row,) = experiment(f"compare-{experiment_name(changes)}", changes, project, lock, logs,
                                 targets=(f"evaluate@{model}",))
-            return {"rate": f"{rate:.3g}", **row, "right": read_right(project / "data" / "eval" / model)}
+            right = read_right(project / "data" / "eval" / model, several="map" in row)
+            return {"rate": f"{rate:.3g}", **row, "right": right}
 
         for name in models:
             try:
                 tried = {rate: one(name, rate, seeds[0]) for rate in rates_of(name, rates, settings, project)}
-                rate = max(tried, key=lambda rate: tried[rate]["val_accuracy"])
+                # by what training goes by, too: where clips have several labels the mean average precision
+                rate = max(tried, key=lambda rate: tried[rate].get("val_map", tried[rate]["val_accuracy"]))
                 runs[name].append(tried[rate])
                 write(rows(runs), project / "data" / "comparison")
                 for seed in seeds[1:]:
@@ -81,11 +84,11 @@ def rates_of(name: str, shares: list[float], settings: list[str], project: Path)
     return [own * share for share in shares]
 
 
-def read_right(folder: Path) -> dict[tuple[str, str], bool]:
-    """Of predictions.csv: which pairs, by key and second, are right."""
+def read_right(folder: Path, several: bool) -> dict[tuple[str, str], bool]:
+    """Of predictions.csv: which pairs, by key and second, are right; clips have `several` labels or one."""
     with open(folder / "predictions.csv", newline="") as file:
-        return {(row["key"], row["second"]): row["predicted"] in row["label"].split(";")
-                for row in csv.DictReader(file)}
+        return {(row["key"], row["second"]): row["predicted"] in (row["label"].split(SEVERAL) if several else
+                                                                  [row["label"]]) for row in csv.DictReader(file)}
 
 
 def rows(runs: dict[str, list[dict]]) -> list[dict]:

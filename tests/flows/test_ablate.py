@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 import pytest
 import yaml
 
-from flows.ablate import grid, summarise
+from flows.ablate import chosen, grid, summarise
 from maavt.errors import UsageError
 from tests.flows.grids import make_project, run_flow
 
@@ -97,3 +97,10 @@ def test_one_seed_has_no_deviation():
 def test_what_is_no_number_has_no_mean():
     runs = [{"setting": "a=1", "seed": seed, "model": "maavt", "vggsounder": "1.0"} for seed in (0, 1)]
     assert summarise(runs) == [{"setting": "a=1", "model": "maavt", "seeds": 2}]
+
+
+def test_validation_prefers_by_the_mean_average_precision_where_there_is_one():
+    rows = [{"setting": "a=1", "val_accuracy_mean": 0.9, "val_map_mean": 0.5},
+            {"setting": "a=2", "val_accuracy_mean": 0.8, "val_map_mean": 0.6}]
+    assert chosen(rows)["setting"] == "a=2" and chosen([{"setting": "a=1"}]) is None
+    assert chosen([{key: row[key] for key in ("setting", "val_accuracy_mean")} for row in rows])["setting"] == "a=1"

@@ -5,7 +5,7 @@ from subprocess import CompletedProcess
 import pytest
 import yaml
 
-from flows.compare import CONTENDERS, paired
+from flows.compare import CONTENDERS, paired, read_right
 from maavt.measure import scores
 from maavt.params import load_params
 from tests.conftest import ROOT
@@ -76,6 +76,12 @@ def test_every_rate_that_is_searched_is_a_setting():
     for _, _, key in CONTENDERS.values():
         block, name = key.split(".")
         assert getattr(getattr(params, block), name) > 0
+
+
+def test_a_class_whose_name_has_a_semicolon_is_one_label_unless_clips_have_several(tmp_path):
+    (tmp_path / "predictions.csv").write_text("key,second,label,predicted\na,0,dog;rain,dog;rain\nb,0,dog;rain,rain\n")
+    assert list(read_right(tmp_path, several=False).values()) == [True, False]
+    assert list(read_right(tmp_path, several=True).values()) == [False, True]
 
 
 def test_the_lead_is_over_the_pairs_that_both_have():
