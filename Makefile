@@ -15,7 +15,7 @@ repro: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	@$(RUN) ruff check -q .
-	@$(RUN) python -m pytest -n 2 --dist loadfile
+	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # make fuzz: 10,000 damaged files, each of which must get a verdict (half an hour); make fuzz FILES=500: fewer.
 FILES ?= 10000
@@ -23,10 +23,11 @@ fuzz: $(BIN)/.installed
 	@MAAVT_FUZZ=$(FILES) $(RUN) python -m pytest tests/media/test_decode.py -k mutated
 
 # make chaos: the whole pipeline, killed 25 times at random moments, must end as if it had not been (an hour); make chaos
-# KILLS=5 SEED=1: fewer, at other moments.
+# KILLS=5 SEED=1: fewer, at other moments. Before it the tests that kill and wait for minutes.
 KILLS ?= 25
 SEED ?= 0
 chaos: $(BIN)/.installed
+	@$(RUN) python -m pytest -m long
 	@$(RUN) python -m tests.chaos --kills $(KILLS) --seed $(SEED)
 
 # make exp SET='tokens=10 maavt.lsa=false': one experiment with these settings; the workspace gets back what it had.

@@ -26,8 +26,16 @@ TINY = {
     "synth": {"classes": 4, "train": 10, "val": 4, "test": 4, "size": 48, "fps": 2},
     "shard": {"frame_size": 48, "clips_per_shard": 4},
     "train": {"epochs": 2, "batch": 16, "shuffle": 40},
-    "benchmark": {"backbones": ["vit_tiny_patch16_224"], "image_size": 32, "batches": [2], "rounds": 1},
+    "benchmark": {"backbones": ["vit_tiny_patch16_224"], "image_size": 32, "batches": [2], "rounds": 0},
 }
+
+
+LONGEST = ("test_end_to_end", "test_pipeline", "test_train", "test_checkpoint", "test_processes")
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """The files that take minutes first, so that at the end no process works alone."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def tiny_settings(**changes) -> dict:

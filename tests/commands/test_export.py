@@ -45,6 +45,7 @@ def test_the_exported_folder_answers_the_same_outside_any_project(project, tmp_p
     assert "`disc-siren`" in card or "`disc-tone`" in card
 
 
+@pytest.mark.long
 def test_onnx_is_written_where_it_is_asked_for_and_equals_the_model(project, capsys):
     pytest.importorskip("onnxscript")
     assert run("exported", "--onnx") == 0

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from maavt import errors
+from maavt import cli, errors
 from maavt.commands import predict
 from maavt.media.decode import decode
 from maavt.sources.synth import SAMPLE_RATE, _write_mp4
@@ -154,8 +154,12 @@ def test_a_file_that_is_no_clip_has_its_reason_and_exit_code_1(project):
 
 @pytest.mark.parametrize("arguments", [[], ["predict"], ["transcribe", "a.mp4"], ["predict", "a", "--model", "x"],
                                        ["predict", "a", "--threshold", "2"], ["predict", "a", "--top", "0"]])
-def test_wrong_usage_has_exit_code_2(arguments, tmp_path):
-    assert maavt(*arguments, cwd=tmp_path).returncode == 2
+def test_wrong_usage_has_exit_code_2(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["maavt", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
 
 
 def test_a_device_that_is_not_there_is_told(project, capsys):

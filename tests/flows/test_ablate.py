@@ -56,6 +56,7 @@ def test_a_grid_becomes_one_table_and_one_picture_and_the_settings_stay_as_they_
     assert set(known) == {f"ablation-tokens-{tokens}-{seed}" for tokens in (2, 10) for seed in (0, 4)}
 
 
+@pytest.mark.long
 def test_a_failed_experiment_is_named_and_costs_no_other_and_a_second_grid_runs_only_what_is_new(project):
     done = ablate(project, "tokens=3,101,4", "--seeds", "0")
     assert done.returncode == 1

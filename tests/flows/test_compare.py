@@ -47,6 +47,7 @@ def compare(project: Path, *arguments: str) -> CompletedProcess:
     return run_flow("compare", project, *arguments)
 
 
+@pytest.mark.long
 def test_each_model_runs_at_the_rate_that_validation_chooses_and_a_second_comparison_runs_nothing_again(project):
     options = ("--models", "maavt", "lavish", "--seeds", "0", "1", "--rates", "0.5", "2")
     done = compare(project, *options)

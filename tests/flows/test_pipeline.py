@@ -307,6 +307,7 @@ def test_failed_stage_fails_the_run_which_names_it_with_its_last_words_and_tells
     wait_for("the error", lambda: "error: train-b is ill" in api.errors(run))
 
 
+@pytest.mark.long
 def test_only_a_failed_download_and_a_stopped_stage_are_tried_again(api, folder):
     graph = DVC_YAML.replace("shard", "download")
     project = make_project(folder / "retries", graph, download={"exit code": 1, "times": 2},
@@ -351,6 +352,7 @@ def test_cancelled_run_leaves_no_process(api, folder):
     assert not (project / "train-a").exists()
 
 
+@pytest.mark.long
 def test_killed_command_leaves_no_process_even_of_a_stage_that_ignores_interrupts(folder, environment):
     project = make_project(folder / "killed", shard={"waits": True, "ignores SIGINT": True})
     without_server = {name: value for name, value in environment.items() if name != "PREFECT_API_URL"}
@@ -478,6 +480,7 @@ def test_an_ingest_makes_the_shards_of_new_clips_alone_and_says_what_came_and_we
     assert len(after.items() - last.items()) == 1 and set(last) == set(after)
 
 
+@pytest.mark.long
 def test_a_worker_takes_the_runs_of_the_deployments_in_prefect_yaml(api, folder, environment):
     home = folder / "deployed"
     for name in ("flows", "maavt"):

@@ -111,7 +111,7 @@ def test_an_object_that_is_missing_is_named_and_secrets_are_nowhere(project, ser
         boto3.client("s3").delete_object(Bucket="lab", Key=gone)
     other = clone(project, server, "another clone")
     done = run(other, server, "dvc", "pull")
-    assert done.returncode and "".join(gone.split("/")[-2:]) in done.stdout and "made" in done.stdout, done.stdout
+    assert done.returncode and "".join(gone.split("/")[-2:]) in done.stdout, done.stdout
     wrong = run(other, server | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "dvc", "pull", "-v")
     assert wrong.returncode
     shutil.rmtree(other / ".git")

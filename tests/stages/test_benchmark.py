@@ -12,7 +12,7 @@ from maavt.stages import benchmark
 from maavt.stages.benchmark import RUNS, TABLE_7, count_parameters, create, make_run, measure
 from maavt.training import machine
 from maavt.training.losses import losses
-from tests.conftest import tiny_settings
+from tests.conftest import make_project, tiny_settings
 
 NOTES = {  # measured from the authors' code: total and trained, millions
     "vit_tiny_patch16_224": (10.199, 0.459), "vit_small_patch16_224": (31.878, 1.803),
@@ -159,8 +159,10 @@ def test_compiling_without_a_compiler_is_told_in_one_line(monkeypatch):
         make_run("maavt", "inference", TINY, 2, params(compile=True), CPU)
 
 
-def test_the_stage_writes_its_tables_and_pictures(made):
-    folder = made / "data" / "benchmark"
+def test_the_stage_writes_its_tables_and_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_project(tmp_path / "a project", benchmark={"rounds": 1}))
+    benchmark.main([])
+    folder = tmp_path / "a project" / "data" / "benchmark"
     tables = {}
     for table in ("parameters", "throughput", "attention"):
         with open(folder / f"{table}.csv", newline="") as file:

@@ -82,6 +82,7 @@ def changed(folder: Path) -> int:
     return max((path.stat().st_mtime_ns for path in folder.glob("*.pt")), default=0)
 
 
+@pytest.mark.long
 def test_a_training_killed_at_random_instants_ends_with_the_same_weights_and_curves(made, tmp_path, quiet):
     rng, codes, within = random.Random(0), [], 0
     settings = {"MAAVT_CHECKPOINT_MINUTES": EVERY_STEP, "PYTHONPATH": str(Path(__file__).parents[2])}

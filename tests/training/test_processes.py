@@ -113,6 +113,7 @@ def test_processes_that_torchrun_started_train_together(tmp_path):
     check(torch.load(tmp_path / "found"), losses_and_gradients(ALONE))
 
 
+@pytest.mark.long
 def test_processes_that_slurm_started_train_together(tmp_path):
     where = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "MAAVT_RENDEZVOUS": f"127.0.0.1:{free_port()}"}
     tasks = [run_code(f"if found := launch(losses_and_gradients, 6): torch.save(found, {str(tmp_path / 'found')!r})",
@@ -188,6 +189,7 @@ def misbehave(team: Team, how: str) -> str:
     return "well"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how, told", [
     ("user error", "^the file a is odd; remove it"),
     ("killed", r"^training process 2 of 2 was ended by SIGKILL, and so 2 times; what was finished is kept, run the s"),
@@ -208,6 +210,7 @@ def test_a_process_that_dies_once_costs_a_restart(monkeypatch, capfd):
     assert "a training process died: all go on from what is kept (restart 1 of 3)" in capfd.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sent, code, said", [
     (signal.SIGINT, 130, "interrupted; what was finished is kept, run the same command again to go on\n"),
     (signal.SIGTERM, 75, "stopped by SIGTERM; what is kept goes up to the last checkpoint, run the same command again "
@@ -223,6 +226,7 @@ def test_ctrl_c_and_sigterm_are_one_line_and_leave_no_process(sent, code, said):
     assert not waiting.is_running()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how, codes, told", [
     ("user error", [1, 1], {"error: the file a is odd; remove it", "error: another machine ended this training, and"}),
     ("hang", [1, 130], {"interrupted; what was finished is kept,", "error: another machine ended this training, and"}),
@@ -275,6 +279,7 @@ def test_tasks_of_slurm_share_the_cpus_of_their_machine(monkeypatch, slurm, task
     assert processes._tasks_here() == tasks
 
 
+@pytest.mark.long
 def test_processes_end_when_their_launcher_is_killed():
     process = run_code("sys.exit(run(lambda: launch(misbehave, 2, 'hang')))", MAAVT_PROCESSES="2")
     waiting = psutil.Process(int(process.stdout.readline().split()[1]))
