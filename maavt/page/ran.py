@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 from collections import Counter
 from datetime import UTC, datetime
@@ -121,6 +122,38 @@ def class_counts(clips: list[Clip], quality: list[dict[str, str]], index: dict) 
              **{split: (held[name, split], pairs[name, split] if exact else None) for split in SPLITS}}
             for name in names]
     return sorted(rows, key=lambda row: -row["total"])
+
+
+def likeness(quality: list[dict[str, str]]) -> list[dict]:
+    """What the clips of each split are like, from quality.csv: rows of `what` and of each split its number."""
+    split_of = {row["key"]: row["split"] for row in quality}
+
+    def median(rows: list[dict[str, str]], column: str) -> str:
+        return f"{statistics.median(float(row[column]) for row in rows):g}"
+
+    def share(rows: list[dict[str, str]], column: str, least: float) -> int:
+        return sum(float(row[column] or 0) >= least for row in rows)
+
+    facts = {
+        "minutes in all": lambda rows: f"{sum(float(row['seconds']) for row in rows) / 60:.1f}",
+        "seconds of a clip, the median": lambda rows: median(rows, "seconds"),
+        "most frequent size of the picture": lambda rows: "{} x {}".format(
+            *Counter((row["width"], row["height"]) for row in rows).most_common(1)[0][0]),
+        "sizes of the picture": lambda rows: len({(row["width"], row["height"]) for row in rows}),
+        "frames per second, the median": lambda rows: median(rows, "frame_rate"),
+        "loudness where there is sound, the median in dBFS": lambda rows: median(rows, "loudness_dbfs"),
+        "clips of which half or more is silent": lambda rows: share(rows, "silent_share", 0.5),
+        "clips of which nine tenths or more stand still": lambda rows: share(rows, "still_share", 0.9),
+        "clips whose sound is clipped (a sample in a thousand)": lambda rows: share(rows, "clipped_share", 0.001),
+        "clips without sound": lambda rows: sum(row["absent"] == "sound" for row in rows),
+        "clips without picture": lambda rows: sum(row["absent"] == "picture" for row in rows),
+        "copies of another clip": lambda rows: sum(bool(row["near_duplicate"]) for row in rows),
+        "copies of a clip in another split": lambda rows: sum(
+            split_of.get(row["near_duplicate"], row["split"]) != row["split"] for row in rows),
+    }
+    held = {split: [row for row in quality if row["split"] == split] for split in SPLITS}
+    return [{"what": what, **{split: fact(rows) if rows else "" for split, rows in held.items()}}
+            for what, fact in facts.items()]
 
 
 def drop_outs(rejects: list[dict[str, str]]) -> list[dict]:

@@ -58,13 +58,14 @@ def render(**values) -> str:
 def what_was_run(params: Params, data: Path, index: dict) -> dict:
     """The first section."""
     shards = data / "shards" / params.dataset
-    rejects, settings = read_table(shards / "rejects.csv"), ran.settings(params)
+    rejects, quality = read_table(shards / "rejects.csv"), read_table(shards / "quality.csv")
+    settings = ran.settings(params)
     try:
         clips = read_manifest(data / "raw" / params.dataset)[0]
     except UserError:
         clips = None
     return {"index": index, "rejects": rejects, "dropped": ran.drop_outs(rejects), "settings": settings,
-            "counts": ran.class_counts(clips, read_table(shards / "quality.csv"), index) if clips else [],
+            "counts": ran.class_counts(clips, quality, index) if clips else [], "likeness": ran.likeness(quality),
             "made": ran.now(), "revision": ran.revision(), "times": ran.times(params.models), "machine": machine(),
             "command": ran.command(settings)}
 

@@ -26,6 +26,7 @@ from maavt.models.backbone import load_backbone, read_origin
 from maavt.models.vit import count, train_only
 from maavt.params import Params, load_params
 from maavt.stages import backbone
+from maavt.stages.shard import QUALITY
 from maavt.training.adapter import save_adapter, trained_weights
 from maavt.training.runtime import Normaliser
 from maavt.work import sha256, write_table
@@ -96,7 +97,11 @@ def _shards(folder: Path, clips: list[Clip], labels: Labels, params: Params) -> 
     index = {"dataset": "folder", **asdict(labels), "spectrogram": asdict(recipe), "spectrogram_frames": 98,
              "frame_size": SIZE, "splits": splits, "shards": shards}
     (folder / "index.json").write_text(json.dumps(index))
-    write_table(folder / "quality.csv", ("key", "seconds"), [{"key": clip.key, "seconds": 2.0} for clip in clips])
+    write_table(folder / "quality.csv", QUALITY, [
+        {"key": clip.key, "split": clip.split, "label": clip.label, "seconds": 2.0, "width": 64, "height": 48,
+         "frame_rate": 25.0, "loudness_dbfs": -20.5, "silent_share": 0.6 if clip.split == "val" else 0.0,
+         "still_share": "", "clipped_share": 0.0, "absent": "",
+         "near_duplicate": clips[0].key if clip.split == "test" else ""} for clip in clips])
     write_table(folder / "rejects.csv", ("key", "split", "label", "stage", "reason", "detail"),
                 [{"key": f"gone-{split}", "split": split, "label": labels.classes[0], "stage": "shard",
                   "reason": "no sound", "detail": labels.classes[0]} for split in ("train", "val", "test")])

@@ -79,7 +79,8 @@ def test_the_sections_answer_in_their_order(three):
     assert [title["id"] for title in page.all("h2")] == ["run", "good", "paper", "training", "pairs", "speed"]
     said = page.sections
     for told in ("dvc repro", "git revision", "settings", "12 classes", "no sound",
-                 f"{len(os.sched_getaffinity(0))} cores", "not run here", "96.0 %"):
+                 f"{len(os.sched_getaffinity(0))} cores", "not run here", "96.0 %", "half or more is silent 0 24 0",
+                 "picture 64 x 48", "copies of a clip in another split 0 0 24"):
         assert told in said["run"], told
     for told in ("Test split: 48 pairs of 24 clips", "most frequent label", "sound alone", "picture alone",
                  "95 % interval", "more than the linear probe", "is the probe", "calibration error",
