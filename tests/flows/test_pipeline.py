@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -195,15 +195,37 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("flows") / "a folder"
 
 
+def address() -> str:
+    """The API of a server that may be started on a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"http://127.0.0.1:{free.getsockname()[1]}/api"
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(address).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def prefect_server(log: Path, environment: dict):
+    """A Prefect server that answers at the environment's address."""
+    url = environment["PREFECT_API_URL"]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port",
+               str(httpx.URL(url).port)]
+    with background(command, log, environment):
+        wait_for("the Prefect server", lambda: answers(f"{url}/health"), 120)
+        yield
+
+
 @pytest.fixture(scope="session")
 def environment(folder):
     """The variables of a shell in which nothing of Prefect is set but a home and an API address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "DVC"))}
     return inherited | {
         "PREFECT_HOME": str(folder / "prefect home"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_API_URL": address(),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",
         "DO_NOT_TRACK": "1",
@@ -220,20 +242,10 @@ def by_hand(folder):
 def api(folder, environment, by_hand):
     """A running server, and a running `flows.serve` whose deployment is `by hand`."""
     url = environment["PREFECT_API_URL"]
-    server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-    serve = [sys.executable, "-m", "flows.serve", "--cron", "0 0 1 1 *", "--limit", "4"]
-
-    def answers(path):
-        try:
-            return httpx.get(f"{url}{path}").is_success
-        except httpx.HTTPError:
-            return False
-
-    with background([*server, "--port", str(httpx.URL(url).port)], folder / "server.log", environment):
-        wait_for("the Prefect server", lambda: answers("/health"), 120)
-        with background([*serve, "--project", str(by_hand)], folder / "serve.log", environment):
-            name = "/deployments/name/pipeline/by hand"
-            wait_for("the deployment", lambda: answers(name))
+    serve = [sys.executable, "-m", "flows.serve", "--cron", "0 0 1 1 *", "--limit", "4", "--project", str(by_hand)]
+    with prefect_server(folder / "server.log", environment):
+        with background(serve, folder / "serve.log", environment):
+            wait_for("the deployment", lambda: answers(f"{url}/deployments/name/pipeline/by hand"))
             yield Api(url, "by hand")
 
 
@@ -367,6 +379,23 @@ def test_killed_command_leaves_no_process_even_of_a_stage_that_ignores_interrupt
         _, alive = psutil.wait_procs(processes, 30)
         assert alive == []
         assert processes_of(project) == []
+
+
+@pytest.mark.long
+def test_a_server_that_restarts_in_the_middle_of_a_run_costs_nothing(folder, environment):
+    project = make_project(folder / "restarted", shard={"waits": True})
+    environment = environment | {"PREFECT_HOME": str(folder / "restarted home"), "PREFECT_API_URL": address()}
+    with ExitStack() as ends:
+        with prefect_server(folder / "server before.log", environment):
+            command = [sys.executable, "-m", "flows.pipeline", "--project", str(project)]
+            flow = ends.enter_context(background(command, folder / "restarted.log", environment))
+            waiting_stage(project)
+        (project / "go on").touch()  # the stage ends while nobody listens
+        with prefect_server(folder / "server after.log", environment):
+            assert flow.wait(120 * PATIENCE) == 0, (folder / "restarted.log").read_text()
+            (run,) = httpx.post(f"{environment['PREFECT_API_URL']}/flow_runs/filter", json={}).json()
+    assert run["state_type"] == "COMPLETED"
+    assert sorted((project / "runs.txt").read_text().split()) == ["report", "shard", "train-a", "train-b"]
 
 
 def test_second_run_in_a_project_waits_for_the_first_and_finds_everything_done(api, folder):
