@@ -15,7 +15,7 @@ repro: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	@$(RUN) ruff check -q .
-	@$(RUN) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(RUN) python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # make fuzz: 10,000 damaged files, each of which must get a verdict (half an hour); make fuzz FILES=500: fewer.
 FILES ?= 10000
@@ -73,7 +73,7 @@ install: $(BIN)/.installed
 $(BIN)/.installed: pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { echo "error: $(PYTHON) is not Python 3.11 or 3.12; say which to take: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # Outputs and unfinished work; DVC's cache in .dvc/cache stays, so that a repro brings the outputs back at once.

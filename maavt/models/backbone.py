@@ -12,13 +12,17 @@ from maavt.errors import UserError
 from maavt.work import project_root
 
 
-def create_backbone(name: str, *, image_size: int | None = None) -> VisionTransformer:
+def create_backbone(name: str, *, image_size: int | None = None, initialised: bool = True) -> VisionTransformer:
     """A Vision Transformer of timm without its classifier, randomly initialised; by default at its own image size.
+
+    What is only counted need not be `initialised`, which takes ten times as long as the rest.
 
     Raises UserError for a name that timm does not know or that is no plain ViT with one CLS token, and for an
     image size that its patches do not divide.
     """
     options = {} if image_size is None else {"img_size": image_size}
+    if not initialised:
+        options["weight_init"] = "skip"
     try:
         vit = timm.create_model(name, num_classes=0, **options)
     except (RuntimeError, TypeError) as error:

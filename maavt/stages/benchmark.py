@@ -88,7 +88,8 @@ def count_parameters(name: str, backbone: str, params: Params) -> dict:
     no table of the paper and has that head once as well.
     """
     with torch.device("meta"):  # counting needs no numbers
-        model, vit = create(name, backbone, params), create_backbone(backbone)
+        model = create(name, backbone, params, initialised=False)
+        vit = create_backbone(backbone, initialised=False)
     trainable = count(train_only(model, model.trained()))
     discarded = sum(count(getattr(model, part).parameters()) for part in model.training_only())
     loaded = count(model.parameters()) - discarded

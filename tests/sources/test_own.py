@@ -335,6 +335,7 @@ def test_uneven_classes_are_told_with_what_to_do():
     assert "50 clips to train on of the largest class, 4 of the smallest: try train.balance: 1" in lines[3]
 
 
+@pytest.mark.long
 def test_forty_spans_of_a_long_recording_are_cut_out_by_seeking(tmp_path, project):
     """Eight minutes, whose second s is as bright as 10 (s modulo 24); each worker keeps within its memory limit."""
     root = tmp_path / "mine"

@@ -174,6 +174,7 @@ def test_the_same_seed_trains_the_same_model(project):
     assert sha256(project / "data/models/maavt/adapter.safetensors") == before
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_and_ends_with_the_same_model(project):
     (project / "params.yaml").write_text(yaml.safe_dump(tiny_settings(train={"epochs": 6})))
     train.main([])
@@ -219,6 +220,7 @@ def test_a_killed_process_of_several_restarts_and_the_training_ends(project, ran
         assert len(list(csv.DictReader(file, delimiter="\t"))) == 3
 
 
+@pytest.mark.long
 def test_several_processes_go_on_within_an_epoch(project):
     process, crew = begin_together(project, "within.pt", 4, stdout=subprocess.PIPE, text=True)
     crew[1].kill()

@@ -103,6 +103,7 @@ def test_losses_and_gradients_of_two_machines_are_those_of_one_with_the_whole_ba
     check(torch.load(tmp_path / "found"), losses_and_gradients(ALONE))
 
 
+@pytest.mark.long
 def test_processes_that_torchrun_started_train_together(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import torch\nfrom maavt.training.processes import launch\n"
@@ -245,6 +246,7 @@ def test_what_stops_one_machine_ends_the_other_and_each_tells_it_in_a_line(tmp_p
     assert {begin for begin in told for line in lines if line.startswith(begin)} == told
 
 
+@pytest.mark.long
 def test_on_one_machine_nothing_listens_where_another_could_reach_it():
     process = run_code("sys.exit(run(lambda: launch(misbehave, 2, 'hang')))", MAAVT_PROCESSES="2")
     process.stdout.readline()
@@ -255,6 +257,7 @@ def test_on_one_machine_nothing_listens_where_another_could_reach_it():
     assert {port.laddr.ip for port in ports} == {"127.0.0.1"}
 
 
+@pytest.mark.long
 def test_a_process_that_loses_another_says_so_in_a_line():
     """Those of srun and torchrun have no launcher of ours that would."""
     where = {"SLURM_NTASKS": "2", "MAAVT_RENDEZVOUS": f"127.0.0.1:{free_port()}", "TORCHELASTIC_RESTART_COUNT": "0"}
