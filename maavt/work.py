@@ -92,12 +92,11 @@ def kept(stage: str, name: str) -> Iterator[Path]:
 
 
 def machine_folder() -> Path:
-    """Where what was measured of this machine is kept: .work/machine of the project (of experiments, of the original
-    one), and outside of projects the user's cache."""
+    """Where what was measured of this machine is kept, for all projects of a user; OSError where nothing tells whose."""
     try:
-        return Path(os.environ.get("DVC_ROOT") or project_root()) / ".work" / "machine"
-    except UserError:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maavt" / "machine"
+    except RuntimeError as error:  # no home folder
+        raise OSError(str(error)) from None
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What is fastest on this CPU: measured once, written down, and the same ever after, so that results repeat.
 
-The measurement lies in .work/machine of the project, of commands outside one in the user's cache. A name is that of the
+The measurement lies in the user's cache, so that all projects on a machine go by the same one. A name is that of the
 CPU, its instruction set and torch's version: what was measured elsewhere, or with another torch, is measured anew.
 
 B batch, N tokens, D width, H heads.
