@@ -92,7 +92,7 @@ def kept(stage: str, name: str) -> Iterator[Path]:
 
 
 def machine_folder() -> Path:
-    """Where what was measured of this machine is kept, for all projects of a user; OSError where nothing tells whose."""
+    """Where what was measured of this machine is kept, for all projects of a user. Raises OSError without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maavt" / "machine"
     except RuntimeError as error:  # no home folder
