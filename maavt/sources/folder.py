@@ -119,14 +119,22 @@ def survey(params: Params) -> Survey:
     if not taken:
         raise UserError(f"no clips in {root}; expected {LAYOUTS}{_kinds(aside, ', but found ')}")
     _split(taken, settings.span, longest, params, notes)
-    made, mistakes = [], []
+    made, mistakes, cut = [], [], {}
     for recording in taken:
         try:
-            made += _clips(recording, root, settings.span, longest, settings.overlap)
+            own = list(_clips(recording, root, settings.span, longest, settings.overlap))
         except UserError as error:
             mistakes.append(str(error))
+            continue
+        made += own
+        for clip in own:
+            cut.setdefault(clip.key, []).append(recording)
     if mistakes:
         raise UserError("\n  ".join([f"{len(mistakes)} events that nobody would see:", *mistakes[:20]]))
+    if twice := [" and ".join(row.where for recording in same for row in recording.rows[:1]) + f": {same[0].name!r}"
+                 for same in cut.values() if len(same) > 1]:
+        raise UserError("\n  ".join([f"{len(twice)} clips are cut out twice; expected each once, with its events as "
+                                     "rows of the same from and to:", *twice[:20]]))
     _tell_of_length(made, taken, longest, settings.span, notes)
     if (own := labels(params, made)).background and own.multilabel:
         raise UserError(f"{settings.table} has clips of several labels ({SEVERAL}) and events with start and end, "

@@ -2,8 +2,10 @@
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path
 
 from maavt.clips import SEVERAL, SPLITS
@@ -39,6 +41,9 @@ class Row:
 def read_table(root: Path, settings: Folder, longest: int) -> list[Row]:
     """The rows of the table; clips hold `longest` seconds. Raises UserError with every mistake."""
     table, mistakes, rows = root / settings.table, [], []
+    if not Path(normpath(table)).is_relative_to(normpath(root)):
+        raise UserError(f"folder.table: {table} is not in folder.root, where changes of it would be noticed; expected "
+                        "a CSV in there")
     first: dict[tuple, Row] = {}
     events: dict[tuple, list[Row]] = {}
     for where, fields in _rows(table, settings):
@@ -58,7 +63,12 @@ def read_table(root: Path, settings: Folder, longest: int) -> list[Row]:
 
 
 def _row(where: str, fields: dict, settings: Folder, longest: int) -> Row:
+    if None in fields:
+        raise UserError(f"{where}: more fields than the header has columns, from {fields[None][0]!r} on; expected "
+                        "quotes around what holds a comma")
     path, label = (_filled(fields, column, where) for column in ("path", "label"))
+    if len(label.splitlines()) > 1:
+        raise UserError(f"{where}: the label {label[:40]!r} goes on over lines; expected a closing quote before")
     if SEVERAL in label:
         label = SEVERAL.join(sorted({part.strip() for part in label.split(SEVERAL)} - {""}))
         if not label:
@@ -109,8 +119,10 @@ def _rows(table: Path, settings: Folder) -> Iterator[tuple[str, dict]]:
     needed = ["path", "label", *([settings.group] if settings.group else [])]
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
+            rows = csv.DictReader(file, skipinitialspace=True, strict=True)
             names = rows.fieldnames or []
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise UserError(f"{table}: the column {twice[0]!r} is there twice; expected each once")
             wrong = [f"{name!r} looks like {near!r}" for name in names if (near := _near(name, names, needed))]
             if missing := [column for column in needed if column not in names]:
                 raise UserError(f"{table}: no column {', '.join(missing)} in {names}"

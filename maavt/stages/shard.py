@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def _plan(clips: list[Clip], params: Params) -> Iterator[tuple[str, list[Clip]]]
         chosen = sorted((clip for clip in clips if clip.split == split and clip.status == "ok"),
                         key=lambda clip: clip.slot)
         number, batches = 0, sorted({clip.batch for clip in chosen})
-        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        for batch, following in pairwise([*batches, None]):
             shards = defaultdict(list)
             for clip in chosen:
                 if clip.batch == batch:

@@ -214,12 +214,29 @@ def table(root: Path, text: str, **settings):
     ("path,label,start,end\na.mp4,background,0,2\n", "could not be told apart; rename the class"),
     ("path,label,start,end\na.mp4,a;b,0,2\n", "clips of several labels .;. and events with start and end"),
     ("path,label\na.mp4, ; \n", "line 2: the labels '; '; expected a name"),
+    ("path,label\na.mp4,a, b\n", "line 2: more fields than the header has columns, from 'b' on; expected quotes"),
+    ("path,label,label\na.mp4,a,b\n", "the column 'label' is there twice"),
+    ('path,label\na.mp4,"a\nlong.mp4,b\n', "is no CSV in UTF-8"),
+    ('path,label\na.mp4,"a\nlong.mp4,b"\n', "goes on over lines; expected a closing quote"),
 ])
 def test_what_a_table_gets_wrong_is_named(tmp_path, text, message):
     write_media(tmp_path / "a.mp4")
     write_media(tmp_path / "long.mp4", seconds=20)
     with pytest.raises(UserError, match=message):
         table(tmp_path, text)
+
+
+def test_a_clip_that_two_rows_cut_out_is_named_with_both(tmp_path):
+    write_media(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match="cut out twice.*\n  clips.csv, line 2 and clips.csv, line 3: 'a.mp4'"):
+        table(tmp_path, "path,label,from,to\na.mp4,dog,0,\na.mp4,cat,0,6\n", span="table")
+
+
+def test_a_table_elsewhere_is_refused_since_nothing_would_notice_its_changes(tmp_path):
+    write_media(tmp_path / "clips" / "a.mp4")
+    (tmp_path / "clips.csv").write_text("path,label\na.mp4,a\n")
+    with pytest.raises(UserError, match="clips.csv is not in folder.root"):
+        folder.survey(params(dataset="folder", folder={"root": str(tmp_path / "clips"), "table": "../clips.csv"}))
 
 
 def test_events_of_a_recording_are_rows_and_their_seconds_are_labelled_each(tmp_path):

@@ -82,6 +82,14 @@ def test_clips_that_cannot_be_used_are_in_the_rejects_with_the_reason(project):
     assert len(samples(project)) == 15
 
 
+def test_a_split_without_a_clip_is_named(project):
+    raw = project / "data/raw/synth"
+    clips, labels = read_manifest(raw)
+    write_manifest(raw, [clip for clip in clips if clip.split != "val"], labels)
+    with pytest.raises(UserError, match="no clip can be used in val"):
+        shard.main([])
+
+
 def test_too_many_rejects_fail_the_stage_with_the_table_of_reasons(project):
     for clip in list((project / "data/raw/synth/train").glob("*.mp4"))[:5]:
         clip.write_bytes(b"")
