@@ -23,7 +23,7 @@ fuzz: $(BIN)/.installed
 	@MAAVT_FUZZ=$(FILES) $(RUN) python -m pytest tests/media/test_decode.py -k mutated
 
 # make chaos: the whole pipeline, killed 25 times at random moments, must end as if it had not been (an hour); make chaos
-# KILLS=5 SEED=1: fewer, at other moments. Before it the tests that kill and wait for minutes.
+# KILLS=5 SEED=1: fewer, at other moments. Before it the tests that take minutes each.
 KILLS ?= 25
 SEED ?= 0
 chaos: $(BIN)/.installed

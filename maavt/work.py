@@ -91,14 +91,6 @@ def kept(stage: str, name: str) -> Iterator[Path]:
         yield folder
 
 
-def machine_folder() -> Path:
-    """Where what was measured of this machine is kept, for all projects of a user. Raises OSError without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maavt" / "machine"
-    except RuntimeError as error:  # no home folder
-        raise OSError(str(error)) from None
-
-
 @contextmanager
 def _locked(folder: Path, stage: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import httpx
 import psutil
 import yaml
 
-from tests.conftest import GIT, clone
+from tests.conftest import GIT, clone, free_port
 
 TIMINGS = ("data/benchmark/", "data/report/")  # outputs that are never twice the same
 LIMIT = 1800  # seconds for one run
@@ -34,8 +33,7 @@ ENV = {name: value for name, value in os.environ.items() if not name.startswith(
 @contextmanager
 def server(folder: Path) -> Iterator[dict[str, str]]:
     """A Prefect server; yields the variables with which flows find it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     variables = {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
                  "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]

@@ -3,6 +3,7 @@
 import importlib
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny networks run faster on one thread, above all beside other work
+ROOT = Path(__file__).parents[1]
+# What tests measure of a busy machine is not what the user's own projects should go by.
+os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "users")
 
 import pytest  # noqa: E402
 import yaml  # noqa: E402
 
 from tests.server import Server, drive_through  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
 TINY = {
     "models": ["maavt"],
     "backbone": "vit_tiny_patch16_224",
@@ -36,6 +39,12 @@ LONGEST = ("test_end_to_end", "test_pipeline", "test_train", "test_checkpoint", 
 def pytest_collection_modifyitems(items: list) -> None:
     """The files that take minutes first, so that at the end no process works alone."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def free_port() -> int:
+    """A port of loopback on which nothing listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def tiny_settings(**changes) -> dict:

@@ -119,7 +119,7 @@ def survey(params: Params) -> Survey:
     if not taken:
         raise UserError(f"no clips in {root}; expected {LAYOUTS}{_kinds(aside, ', but found ')}")
     _split(taken, settings.span, longest, params, notes)
-    made, mistakes, cut = [], [], {}
+    made, mistakes, cut = [], [], defaultdict(list)
     for recording in taken:
         try:
             own = list(_clips(recording, root, settings.span, longest, settings.overlap))
@@ -128,7 +128,8 @@ def survey(params: Params) -> Survey:
             continue
         made += own
         for clip in own:
-            cut.setdefault(clip.key, []).append(recording)
+            if clip.status == "ok":
+                cut[clip.key].append(recording)
     if mistakes:
         raise UserError("\n  ".join([f"{len(mistakes)} events that nobody would see:", *mistakes[:20]]))
     if twice := [" and ".join(row.where for recording in same for row in recording.rows[:1]) + f": {same[0].name!r}"

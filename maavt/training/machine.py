@@ -8,6 +8,7 @@ B batch, N tokens, D width, H heads.
 
 import fcntl
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from maavt.models.choice import CHOSEN, Choice
 from maavt.models.inference import Linear, multiplies_bf16
 from maavt.models.vit import fused_attention, plain_attention, split_heads
-from maavt.work import atomic, machine_folder, processor
+from maavt.work import atomic, processor
 
 SHAPES = ((2, 208), (6, 62))  # streams and tokens: at 224 and at 98 pixels
 WIDTH, HEADS, HIDDEN = 384, 6, 1536  # of a ViT-Small
@@ -42,7 +43,7 @@ def calibrated() -> tuple[torch.dtype, Path | None]:
     Where nothing can be written nothing is measured, since it could differ the next time: float32, by the usual ways.
     """
     try:
-        path = machine_folder() / f"{re.sub(r'[^a-z0-9.]+', '-', f'{cpu()} torch {torch.__version__}'.lower())}.json"
+        path = _folder() / f"{re.sub(r'[^a-z0-9.]+', '-', f'{cpu()} torch {torch.__version__}'.lower())}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # processes that train together must not each measure
@@ -66,6 +67,14 @@ def describe(kind: torch.dtype) -> str:
     return (f"{cpu()}: {_name(kind)}; attention {names[ways.fused_inference]} in inference, "
             f"{names[ways.fused_training]} in training; weights {laid} "
             f"({f'measured once, {path}' if path else 'not measured, for want of a folder to write to'})")
+
+
+def _folder() -> Path:
+    """The user's cache. Raises OSError without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maavt" / "machine"
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
 
 
 def _read(path: Path) -> dict | None:

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import GIT, clone
+from tests.conftest import GIT, clone, free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE = float(os.environ.get("MAAVT_TEST_PATIENCE", "1"))  # more where others keep the machine busy
@@ -197,8 +196,7 @@ def folder(tmp_path_factory):
 
 def address() -> str:
     """The API of a server that may be started on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"http://127.0.0.1:{free.getsockname()[1]}/api"
+    return f"http://127.0.0.1:{free_port()}/api"
 
 
 def answers(address: str) -> bool:

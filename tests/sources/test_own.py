@@ -230,6 +230,8 @@ def test_a_clip_that_two_rows_cut_out_is_named_with_both(tmp_path):
     write_media(tmp_path / "a.mp4")
     with pytest.raises(UserError, match="cut out twice.*\n  clips.csv, line 2 and clips.csv, line 3: 'a.mp4'"):
         table(tmp_path, "path,label,from,to\na.mp4,dog,0,\na.mp4,cat,0,6\n", span="table")
+    beyond = table(tmp_path, "path,label,from,to\na.mp4,dog,7,8\na.mp4,cat,7,9\n", span="table")
+    assert [clip.status for clip in beyond.clips] == ["failed", "failed"]  # each costs itself alone
 
 
 def test_a_table_elsewhere_is_refused_since_nothing_would_notice_its_changes(tmp_path):

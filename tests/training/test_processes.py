@@ -3,7 +3,6 @@
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from torch import nn
 from maavt.errors import UserError
 from maavt.training import processes
 from maavt.training.processes import ALONE, Team, launch
+from tests.conftest import free_port
 
 FOREGROUND, BACKGROUND = [0, 1, 2, 3, 2, 1], [-1] * 6
 MIXED = [3, -1, 2, -1, -1, -1]  # of two processes the second sees background alone
@@ -84,12 +84,6 @@ def run_code(code: str, **environment: str) -> subprocess.Popen:
             f"from tests.training.test_processes import losses_and_gradients, misbehave\n{code}")
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             start_new_session=True, env=os.environ | environment)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def test_losses_and_gradients_of_two_machines_are_those_of_one_with_the_whole_batch(tmp_path):
