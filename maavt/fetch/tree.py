@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,16 +83,15 @@ def _around(folder: str, other: str) -> bool:
     return folder == other or other.startswith(folder.rstrip("/") + "/")
 
 
-def fingerprint(root: Path) -> dict:
-    """The number of files in or at `root` and a hash of their names, sizes and times: seconds for 100,000 of them."""
-    digest, count = hashlib.sha256(), 0
-    entries = walk(root, hidden=False) if root.is_dir() else [_file(root)] if root.exists() else []
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        digest.update(f"{entry.name}\0{entry.size}\0{entry.changed}\0{entry.reason}\n".encode(errors="surrogateescape"))
-        count += 1
-    return {"files": count, "sha256": digest.hexdigest()}
-
-
-def _file(path: Path) -> Entry:
-    facts = path.stat()
-    return Entry(path.name, facts.st_size, facts.st_mtime_ns)
+def fingerprint(root: Path, named: Iterable[str] = ()) -> dict:
+    """The number of files in or at `root`, and of those elsewhere that are `named`, and a hash of their names, sizes
+    and times: seconds for 100,000 of them."""
+    entries = {entry.name: entry for entry in walk(root, hidden=False)} if root.is_dir() else {}
+    for path in ([root / name for name in named if name not in entries] if root.is_dir() else [root]):
+        if path.exists():
+            facts = path.stat()
+            entries[str(path)] = Entry(str(path), facts.st_size, facts.st_mtime_ns)
+    digest = hashlib.sha256()
+    for name, entry in sorted(entries.items()):
+        digest.update(f"{name}\0{entry.size}\0{entry.changed}\0{entry.reason}\n".encode(errors="surrogateescape"))
+    return {"files": len(entries), "sha256": digest.hexdigest()}

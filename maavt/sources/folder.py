@@ -1,6 +1,7 @@
 """Clips of one's own: folders named like the classes, with or without folders of the splits above, or a table."""
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from maavt.media.rejected import REASONS
 from maavt.params import Params
 from maavt.progress import progress
 from maavt.sources.archives import copy
-from maavt.sources.lists import WHOLE, choose_split, safe_key
+from maavt.sources.lists import SPLIT_NAMES, WHOLE, choose_split, safe_key
 from maavt.sources.look import Look, look_at
 from maavt.sources.splits import share_out
 from maavt.sources.store import Store
@@ -29,8 +30,6 @@ from maavt.work import project_root
 SUFFIXES = {f".{name}" for name in (
     "3g2 3gp asf avi divx dv f4v flv insv lrv m2t m2ts m2v m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf ogv qt rm "
     "rmvb tod ts vob webm wmv").split()}
-NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-         "test": "test", "testing": "test", "eval": "test"}  # what people call the splits
 LAYOUTS = ("<class>/<clip>, <train|val|test>/<class>/<clip> (or training, valid, validation, dev, testing, eval), or a "
            "table (folder.table)")
 
@@ -104,7 +103,7 @@ def survey(params: Params) -> Survey:
         raise UserError(f"folder.root: {root} is no folder; expected the one that holds your clips")
     notes: list[str] = []
     if settings.table:
-        found, aside = _from_table(root, params, longest, notes)
+        found, aside = _from_table(root, params, notes)
     else:
         found, aside = _from_folders(root, params)
     looks = look_at(dict.fromkeys(str(root / recording.name) for recording in found),
@@ -159,7 +158,7 @@ def _from_folders(root: Path, params: Params) -> tuple[list[_Recording], list[En
     entries = sorted(walk(root), key=lambda entry: entry.name)
     tops = {top: shown(top) for entry in entries if not entry.reason
             for top, below, _ in [entry.name.partition("/")] if below}
-    splits = {top: NAMES[name.lower()] for top, name in tops.items() if name.lower() in NAMES}
+    splits = {top: SPLIT_NAMES[name.lower()] for top, name in tops.items() if name.lower() in SPLIT_NAMES}
     if splits and len(splits) < len(tops):
         raise UserError(f"{root} holds folders of splits ({_listed(map(shown, splits))}) beside others "
                         f"({_listed(tops[top] for top in tops if top not in splits)}); expected one kind alone: "
@@ -175,7 +174,8 @@ def _from_folders(root: Path, params: Params) -> tuple[list[_Recording], list[En
         if len(above) < (2 if splits else 1):
             aside.append(replace(entry, reason="in no folder of a class"))
         else:
-            found.append(_Recording(entry.name, shown(above[1 if splits else 0]),
+            label = unicodedata.normalize("NFC", shown(above[1 if splits else 0]))
+            found.append(_Recording(entry.name, label,
                                     splits[above[0]] if splits else "", entry.name))
     return found, aside
 
@@ -185,8 +185,8 @@ def _listed(names) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def _from_table(root: Path, params: Params, longest: int, notes: list[str]) -> tuple[list[_Recording], list[Entry]]:
-    rows, found = read_table(root, params.folder, longest), {}
+def _from_table(root: Path, params: Params, notes: list[str]) -> tuple[list[_Recording], list[Entry]]:
+    rows, found = read_table(root, params.folder), {}
     for row in rows:
         found.setdefault(row.clip, _Recording(row.path, row.label, row.split, row.group)).rows.append(row)
     names = {row.path: None for row in rows}
@@ -195,12 +195,11 @@ def _from_table(root: Path, params: Params, longest: int, notes: list[str]) -> t
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         notes.append(f"warning: {len(missing)} files of {params.folder.table} are not in {root}: {_listed(missing)}")
-    named = {normpath(name) for name in names} | {normpath(str(root / name)) for name in names}
     aside = []
     for entry in walk(root):
         if entry.name == normpath(params.folder.table):
             aside.append(replace(entry, reason="the table"))
-        elif not {entry.name, str(root / entry.name)} & named:
+        elif entry.name not in names:
             aside.append(replace(entry, reason=entry.reason or "not in the table"))
     return list(found.values()), aside
 
@@ -259,10 +258,11 @@ def _spans(recording: _Recording, span: str, longest: int, overlap: float
 def _check_times(rows: list[Row], span: str, begin: float, length: float, longest: int) -> None:
     """Raise Failed for times beyond the end of the recording, UserError for those in a part that is not read."""
     for row in rows:
-        times = [time for time in (row.start, row.end, row.begin, row.to) if time is not None]
-        late = max(times, default=0.0) > length + SLACK or (row.begin or 0.0) > length - SHORTEST
-        if length and times and late:
-            raise Failed(CONTENT, f"{row.where}: {max(times):g} s, but the recording ends at {length:g} s")
+        late = [f"{name} {time:g} s" for name, time, latest in (
+            ("to", row.to, length + SLACK), ("end", row.end, length + SLACK), ("start", row.start, length - 1e-3),
+            ("from", row.begin, length - SHORTEST)) if time is not None and time > latest]
+        if length and late:
+            raise Failed(CONTENT, f"{row.where}: {late[0]}, but the recording ends at {length:g} s")
         event = [time - begin for time in (row.start, row.end) if time is not None]
         if span != "windows" and event and max(event) > longest + SLACK:
             raise UserError(f"{row.where}: the event goes on to {max(event) + begin:g} s, but of each clip the first "

@@ -16,6 +16,8 @@ from maavt.errors import UserError
 
 WHOLE = 3600.0  # end of the event, in seconds, where a label is that of the whole clip
 LONGEST_KEY = 80  # characters; a key is a part of file names
+SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "training": "train", "valid": "val",
+               "validation": "val", "dev": "val", "testing": "test", "eval": "test"}  # what people call them
 
 
 def packaged(name: str) -> Path:

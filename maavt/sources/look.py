@@ -1,5 +1,7 @@
 """What a file of the user's is: a clip, or what else, found by opening it; its name says nothing."""
 
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +11,7 @@ import av
 from maavt.media.decode import PLAYLISTS
 from maavt.media.length import SHORTEST
 from maavt.media.rejected import Rejected
+from maavt.media.track import Track
 from maavt.progress import progress
 from maavt.work import default_workers
 from maavt.workers import fan_out
@@ -42,10 +45,10 @@ def look_at(paths: Iterable[str], *, keep: bool = False) -> dict[str, Look]:
 def look(path: str, *, keep: bool = False) -> Look:
     """One file, by its first bytes, its header and the times of its packets; nothing is decoded."""
     try:
+        if not os.path.isfile(path):  # to open a pipe would wait for somebody to write into it
+            return Look(reason="no regular file" if os.path.exists(path) else "no such file")
         with open(path, "rb") as file:
             head = file.read(4096)
-    except FileNotFoundError:
-        return Look(reason="no such file")
     except OSError:
         return Look(reason="unreadable file")
     if kind := _kind(head):
@@ -100,17 +103,18 @@ def _seconds(container, streams: list) -> float:
     if header and container.size > BELIEVED:
         return header
     container.flags &= ~av.container.Flags.gen_pts.value  # it reads ahead without bound to make up times
-    begins, ends = {}, {}
+    joints, begin = [0.0], math.inf
+    tracks = {stream.index: Track(stream, 0.0, joints) for stream in streams}
     try:
         for packet in container.demux(streams):
-            stamp = packet.dts if packet.pts is None else packet.pts
-            if stamp is not None:
-                kind, tick = packet.stream.type, packet.stream.time_base
-                begins[kind] = min(begins.get(kind, stamp * tick), stamp * tick)
-                ends[kind] = max(ends.get(kind, 0), (stamp + (packet.duration or 0)) * tick)
+            track = tracks[packet.stream.index]
+            track.join(packet)
+            begin = min(begin, track.own_time(packet, math.inf))
     except Exception:  # the end of a damaged file
         pass
-    if len(ends) < len({stream.type for stream in streams}):
+    kinds = {stream.type: [track.reach for track in tracks.values() if track.stream.type == stream.type]
+             for stream in streams}
+    end = min(max(reaches) for reaches in kinds.values())
+    if math.isinf(end):
         return header
-    begin = min(begins.values()) if container.start_time is None else container.start_time / av.time_base
-    return max(float(min(ends.values()) - begin), 0.0)
+    return max(end - (begin if container.start_time is None else container.start_time / av.time_base), 0.0)

@@ -41,19 +41,24 @@ def share_out(groups: Mapping[str, Counter], *, val: float, test: float) -> dict
 
 def _shift(own: list[str], chosen: dict[str, str], groups: Mapping[str, Counter], label: str, split: str,
            wanted: float, least: bool) -> None:
-    """Move groups of one class between `split` and train while that brings its clips there nearer to `wanted`."""
+    """Move groups of one class between `split` and train while that brings its clips there nearer to `wanted`; `least`
+    asks for one group at any rate."""
     here = sum(groups[group][label] for group in own if chosen[group] == split)
     for group in reversed(own):
         size = groups[group][label]
-        if chosen[group] == split and abs(here - size - wanted) < abs(here - wanted) and (here > size or not least):
+        if chosen[group] == split and abs(here - size - wanted) < abs(here - wanted):
             chosen[group] = "train"
             here -= size
+    left = sum(chosen[group] == "train" for group in own)
     for group in own:
-        size, left = groups[group][label], [other for other in own if chosen[other] == "train"]
-        if chosen[group] == "train" and len(left) > 1 and (
-                abs(here + size - wanted) < abs(here - wanted) or least and not here):
+        size = groups[group][label]
+        if chosen[group] == "train" and left > 1 and abs(here + size - wanted) < abs(here - wanted):
             chosen[group] = split
             here += size
+            left -= 1
+    if least and not here:  # the smallest, of another split only where train has no second one
+        chosen[min((group for group in own if chosen[group] != "train" or left > 1),
+                   key=lambda group: (chosen[group] != "train", groups[group][label]))] = split
 
 
 def tell(clips: Iterable[Clip], labels: Labels) -> Iterator[str]:
@@ -76,6 +81,13 @@ def tell(clips: Iterable[Clip], labels: Labels) -> Iterator[str]:
                     "test": "nothing is known of it"}[split]
             yield (f"warning: no clip in {split} of {_some(lacking)}: {what}; add clips (from {FEW} groups on every "
                    "split gets one), name the splits in a table, or leave the class out")
+    if len(ranked) == 1:
+        yield f"warning: {ranked[0]!r} is the only class, so there is nothing to tell apart; add clips of another one"
+    alike = defaultdict(list)
+    for label in sorted(ranked):
+        alike[" ".join(label.casefold().split())].append(repr(label))
+    if alike := [" and ".join(same) for same in alike.values() if len(same) > 1]:
+        yield f"warning: {_some(alike)} differ in case or spaces alone; if they are one class, give it one name"
     if few := [label for label in ranked if counts[label].total() < FEW]:
         yield (f"warning: fewer than {FEW} clips of {_some(few)}: add some, join it with another class, or leave it "
                "out; what is said of it means nothing")

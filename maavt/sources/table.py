@@ -2,20 +2,22 @@
 
 import csv
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os.path import normpath
 from pathlib import Path
 
-from maavt.clips import SEVERAL, SPLITS
+from maavt.clips import SEVERAL
 from maavt.errors import UserError
 from maavt.params import Folder
-from maavt.sources.lists import number
+from maavt.sources.lists import SPLIT_NAMES, number
 
 SLACK = 0.5  # seconds by which a time may lie beyond the end: a label goes by the middle of its second
 OPTIONAL = ("split", "start", "end", "from", "to")
 COLUMNS = ("path", "label", *OPTIONAL)
+SEPARATORS = ",;\t"  # a spreadsheet writes the one that its language is used to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,8 @@ class Row:
         return self.path, self.begin, self.to
 
 
-def read_table(root: Path, settings: Folder, longest: int) -> list[Row]:
-    """The rows of the table; clips hold `longest` seconds. Raises UserError with every mistake."""
+def read_table(root: Path, settings: Folder) -> list[Row]:
+    """The rows of the table. Raises UserError with every mistake."""
     table, mistakes, rows = root / settings.table, [], []
     if not Path(normpath(table)).is_relative_to(normpath(root)):
         raise UserError(f"folder.table: {table} is not in folder.root, where changes of it would be noticed; expected "
@@ -48,7 +50,7 @@ def read_table(root: Path, settings: Folder, longest: int) -> list[Row]:
     events: dict[tuple, list[Row]] = {}
     for where, fields in _rows(table, settings):
         try:
-            row = _row(where, fields, settings, longest)
+            row = _row(where, fields, root, settings)
             rows.append(row)
             _check_beside(row, first.setdefault(row.clip, row), events.setdefault(row.clip, []))
         except UserError as error:
@@ -62,11 +64,16 @@ def read_table(root: Path, settings: Folder, longest: int) -> list[Row]:
     return rows
 
 
-def _row(where: str, fields: dict, settings: Folder, longest: int) -> Row:
+def _row(where: str, fields: dict, root: Path, settings: Folder) -> Row:
     if None in fields:
         raise UserError(f"{where}: more fields than the header has columns, from {fields[None][0]!r} on; expected "
                         "quotes around what holds a comma")
     path, label = (_filled(fields, column, where) for column in ("path", "label"))
+    if "\0" in path:
+        raise UserError(f"{where}: the path {path!r} holds a zero byte, which no file name can")
+    whole = normpath(root / path)  # else a file spelt in two ways would be two clips
+    path = os.path.relpath(whole, root) if Path(whole).is_relative_to(normpath(root)) else normpath(path)
+    label = unicodedata.normalize("NFC", label)
     if len(label.splitlines()) > 1:
         raise UserError(f"{where}: the label {label[:40]!r} goes on over lines; expected a closing quote before")
     if SEVERAL in label:
@@ -74,21 +81,23 @@ def _row(where: str, fields: dict, settings: Folder, longest: int) -> Row:
         if not label:
             raise UserError(f"{where}: the labels {fields['label']!r}; expected a name between every two {SEVERAL!r}")
     split = (fields.get("split") or "").strip()
-    if split and split not in SPLITS:
-        raise UserError(f"{where}: the split {split!r}; expected {', '.join(SPLITS)} or nothing")
+    if split and split.lower() not in SPLIT_NAMES:
+        raise UserError(f"{where}: the split {split!r}; expected {', '.join(SPLIT_NAMES)} or nothing")
     times = {key: number(fields[key], f"{where}, {key}") if (fields.get(key) or "").strip() else None
              for key in ("start", "end", "from", "to")}
-    row = Row(where=where, path=path, label=label, split=split,
+    row = Row(where=where, path=path, label=label, split=SPLIT_NAMES.get(split.lower(), ""),
               group=_filled(fields, settings.group, where) if settings.group else path,
               start=times["start"], end=times["end"], begin=times["from"], to=times["to"])
-    if row.start is not None and row.end is not None and row.start > row.end:
-        raise UserError(f"{where}: the event ends at {row.end:g} s, before it starts")
+    if row.start is not None and row.end is not None and row.start >= row.end:
+        raise UserError(f"{where}: the event goes from {row.start:g} to {row.end:g} s; expected a later end")
     if settings.span == "table":
         begin = row.begin or 0.0
         if row.to is not None and row.to <= begin:
             raise UserError(f"{where}: the clip goes from {begin:g} to {row.to:g} s; expected a later end")
-        for name, time in (("starts", row.start), ("ends", row.end)):
-            if time is not None and not begin - SLACK <= time <= (row.to or 1e7) + SLACK:
+        to = row.to or 1e7
+        for name, time, inside in (("starts", row.start, lambda time: begin - SLACK <= time < to),
+                                   ("ends", row.end, lambda time: begin < time <= to + SLACK)):
+            if time is not None and not inside(time):
                 to = "its end" if row.to is None else f"{row.to:g} s"
                 raise UserError(f"{where}: the event {name} at {time:g} s, outside the clip from {begin:g} s to {to}; "
                                 "expected start and end in seconds of the recording, as from and to are")
@@ -119,7 +128,7 @@ def _rows(table: Path, settings: Folder) -> Iterator[tuple[str, dict]]:
     needed = ["path", "label", *([settings.group] if settings.group else [])]
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, skipinitialspace=True, strict=True)
+            rows = _reader(file, strict=True)
             names = rows.fieldnames or []
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise UserError(f"{table}: the column {twice[0]!r} is there twice; expected each once")
@@ -142,10 +151,17 @@ def _rows(table: Path, settings: Folder) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{table} is no CSV in UTF-8 ({error}); export it as one") from None
 
 
+def _reader(file, **dialect) -> csv.DictReader:
+    """Rows by their columns, separated as the header is."""
+    header = file.readline()
+    file.seek(0)
+    return csv.DictReader(file, delimiter=max(SEPARATORS, key=header.count), skipinitialspace=True, **dialect)
+
+
 def unread(table: Path, settings: Folder) -> list[str]:
     """Columns that nothing reads."""
     with open(table, newline="", encoding="utf-8-sig") as file:
-        names = csv.DictReader(file, skipinitialspace=True).fieldnames or []
+        names = _reader(file).fieldnames or []
     return [name for name in names if name not in (*COLUMNS, settings.group)]
 
 

@@ -8,11 +8,13 @@ links and on names that are not UTF-8.
 import argparse
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from maavt.errors import run
+from maavt.errors import UserError, run
 from maavt.fetch.tree import fingerprint
 from maavt.params import Params, check_weights, load_params
+from maavt.sources.table import read_table
 from maavt.work import atomic, project_root
 
 
@@ -29,7 +31,13 @@ def listing(params: Params) -> dict:
     """What tells one state of the user's files from another; that there are none is for the download stage to say."""
     settings = getattr(params, params.dataset)
     place = getattr(settings, "root", "") or getattr(settings, "local", "")
-    return fingerprint(project_root() / Path(place).expanduser()) if place else {}
+    if not place:
+        return {}
+    root, named = project_root() / Path(place).expanduser(), []
+    if getattr(settings, "table", ""):
+        with suppress(UserError):
+            named = [row.path for row in read_table(root, settings)]
+    return fingerprint(root, named)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maavt.media.decode import Media, decode
+from maavt.sources.look import look
 from maavt.sources.store import look_into
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
@@ -98,3 +99,9 @@ def test_a_header_that_says_too_little_is_not_believed():
 def test_a_programme_without_packets_is_passed_over():
     clip = read("16_first_program_without_packets.ts", seconds=4)
     assert clip.video_seconds == 4 and clip.frames.std() > 1 and np.abs(clip.waveform).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["02_joined_clock_restarts.ts", "02_joined_clock_restarts.mpg", "03_joined_overlap.ts"])
+def test_joined_recordings_are_as_long_as_all_of_them(name):
+    media = read(name)
+    assert look(str(FAULTS / name)).seconds == pytest.approx(min(media.video_seconds, media.audio_seconds), abs=0.3)

@@ -86,7 +86,7 @@ def test_a_group_stays_in_one_split(root):
 
 
 def test_all_mistakes_of_a_table_are_told_at_once(root):
-    table(root, "path,label,split,start,end\na.mp4,,train,,\n,dog,,,\nb.mp4,dog,dev,,\nc.mp4,dog,,5,2\n"
+    table(root, "path,label,split,start,end\na.mp4,,train,,\n,dog,,,\nb.mp4,dog,devel,,\nc.mp4,dog,,5,2\n"
                 "d.mp4,dog,,x,\ne.mp4,dog,,,\ne.mp4,dog,,,\n")
     with pytest.raises(UserError) as caught:
         own(table="clips.csv")

@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from maavt.clips import Clip, Labels, read_manifest
 from maavt.errors import UserError
@@ -15,6 +17,7 @@ from maavt.fetch.tree import fingerprint, shown
 from maavt.shards.loader import Loader
 from maavt.sources import folder
 from maavt.sources.lists import choose_split
+from maavt.sources.look import look
 from maavt.sources.splits import share_out, tell
 from maavt.stages import backbone, download, evaluate, listing, shard, train
 from tests.conftest import make_project
@@ -178,6 +181,12 @@ def test_a_clip_that_is_added_moves_one_other_at_most_and_none_of_another_class(
     assert sum(before[group] == choose_split(group, val=0.1, test=0.2) for group in groups) > 80
 
 
+@given(sizes=st.lists(st.integers(1, 50), min_size=3, max_size=9), seed=st.integers(0, 999))
+def test_uneven_groups_leave_no_split_without_a_class_that_has_three(sizes, seed):
+    groups = {f"{seed} {number}": Counter(a=size) for number, size in enumerate(sizes)}
+    assert set(share_out(groups, val=0.1, test=0.2).values()) == {"train", "val", "test"}
+
+
 def test_speakers_who_say_every_class_stay_whole_and_every_class_is_in_every_split():
     groups = {f"speaker {number}": Counter({digit: 4 for digit in "0123456789"}) for number in range(12)}
     assert Counter(share_out(groups, val=0.1, test=0.2).values()) == {"train": 9, "test": 2, "val": 1}
@@ -218,12 +227,43 @@ def table(root: Path, text: str, **settings):
     ("path,label,label\na.mp4,a,b\n", "the column 'label' is there twice"),
     ('path,label\na.mp4,"a\nlong.mp4,b\n', "is no CSV in UTF-8"),
     ('path,label\na.mp4,"a\nlong.mp4,b"\n', "goes on over lines; expected a closing quote"),
+    ("path,label,start,end\na.mp4,a,2,2\n", "line 2: the event goes from 2 to 2 s; expected a later end"),
+    ("path,label\na.mp4,a\n./a.mp4,a\n", "line 3: 'a.mp4' is in line 2 already"),
+    ("path,label\na.mp4,a\nno/../{root}/a.mp4,a\n", "line 3: 'a.mp4' is in line 2 already"),
+    ("path,label\na\0.mp4,a\n", "line 2: the path 'a.x00.mp4' holds a zero byte"),
+    ("path;label;start\na.mp4;a;0,5\n", "line 2, start: '0,5' is no time in seconds"),
 ])
 def test_what_a_table_gets_wrong_is_named(tmp_path, text, message):
     write_media(tmp_path / "a.mp4")
     write_media(tmp_path / "long.mp4", seconds=20)
     with pytest.raises(UserError, match=message):
-        table(tmp_path, text)
+        table(tmp_path, text.replace("no/../{root}", str(tmp_path)))
+
+
+def test_a_table_is_read_as_people_write_it(tmp_path):
+    for name in ("1.mp4", "2.mp4", "3.mp4"):
+        write_media(tmp_path / name, seconds=1)
+    for separator in ",;\t":
+        clips = table(tmp_path, "path,label,split\n1.mp4,caf\u00e9,Train\n./2.mp4,cafe\u0301,valid\n3.mp4,caf\u00e9,\n"
+                      .replace(",", separator)).clips
+        assert [(clip.label, clip.split) for clip in clips[:2]] == [("caf\u00e9", "train"), ("caf\u00e9", "val")]
+        assert [clip.key.split("-")[0] for clip in clips] == ["1", "2", "3"]
+
+
+def test_what_a_recording_lacks_is_said_of_its_row(tmp_path):
+    write_media(tmp_path / "a.mp4", seconds=2)
+    write_media(tmp_path / "b.mp4", seconds=2)
+    late, cut = table(tmp_path, "path,label,start,end\na.mp4,a,2.2,\nb.mp4,a,3,9\n").clips
+    assert late.reason.endswith("line 2: start 2.2 s, but the recording ends at 2 s")
+    assert cut.reason.endswith("line 3: end 9 s, but the recording ends at 2 s")
+    late, = table(tmp_path, "path,label,from,to\na.mp4,a,1.8,\n", span="table").clips
+    assert late.reason.endswith("line 2: from 1.8 s, but the recording ends at 2 s")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert [look(str(tmp_path / name)).reason for name in ("pipe.mp4", "", "none.mp4")] == [
+        "no regular file", "no regular file", "no such file"]
 
 
 def test_a_clip_that_two_rows_cut_out_is_named_with_both(tmp_path):
@@ -248,7 +288,7 @@ def test_events_of_a_recording_are_rows_and_their_seconds_are_labelled_each(tmp_
                   "c.mp4,cat,,,\nd.mp4,cat,,,\n")
     first, second, *missing = found.clips
     assert first.second_labels(6) == ["dog", "dog", None, None, "cat", "cat"]
-    assert second.reason == "content: clips.csv, line 4: 12 s, but the recording ends at 6 s"
+    assert second.reason == "content: clips.csv, line 4: end 12 s, but the recording ends at 6 s"
     assert {clip.reason for clip in missing} == {"permanent: no such file"}
     assert found.notes == ["columns of clips.csv that nothing reads: note",
                            f"warning: 2 files of clips.csv are not in {tmp_path}: c.mp4, d.mp4",
@@ -301,7 +341,7 @@ def test_spans_of_a_table_are_cut_out_with_their_events(tmp_path):
     first, second, third = found.clips
     assert (first.begin, first.seconds, first.second_labels(6)) == (20, 6, [None, "dog", "dog", None, "cat", None])
     assert (second.begin, second.seconds, second.second_labels(2)) == (30, 10, ["cat"] * 2)
-    assert third.reason == "content: clips.csv, line 5: 45 s, but the recording ends at 40 s"
+    assert third.reason == "content: clips.csv, line 5: to 45 s, but the recording ends at 40 s"
     assert first.path == second.path and len({clip.key for clip in found.clips}) == 3
     with pytest.raises(UserError, match="line 2: the event starts at 3 s, outside the clip from 20 s to 26 s"):
         table(tmp_path, "path,label,from,to,start,end\na.mp4,dog,20,26,3,5\n", span="table")
@@ -319,7 +359,9 @@ def test_a_changed_folder_is_another_input_and_an_unchanged_one_is_the_same(tmp_
     put(root / "a" / "1.mp4", b"1")
     put(os.fsencode(root) + b"/a/\xff.mp4", b"2")
     (root / "a" / "gone").symlink_to("nowhere")
-    project()
+    put(tmp_path / "beside.mp4", b"1")
+    put(root / "clips.csv", b"path,label\n../beside.mp4,a\n")
+    project(folder={"table": "clips.csv"})
     states = []
 
     def look() -> dict:
@@ -328,7 +370,7 @@ def test_a_changed_folder_is_another_input_and_an_unchanged_one_is_the_same(tmp_
 
     states.append(look())
     put(root / ".git" / "HEAD", b"hidden")
-    assert look() == states[0] and states[0]["files"] == 3
+    assert look() == states[0] and states[0]["files"] == 5
     put(root / "a" / "1.mp4", b"22")
     states.append(look())
     os.utime(root / "a" / "1.mp4", (1, 1))
@@ -337,7 +379,9 @@ def test_a_changed_folder_is_another_input_and_an_unchanged_one_is_the_same(tmp_
     states.append(look())
     (root / "a" / "2.mp4").unlink()
     states.append(look())
-    assert len({state["sha256"] for state in states}) == 5
+    put(tmp_path / "beside.mp4", b"22")
+    states.append(look())
+    assert len({state["sha256"] for state in states}) == 6
     assert fingerprint(tmp_path / "nowhere")["files"] == 0
     make = Path("params.yaml").read_text()
     Path("params.yaml").write_text(make.replace("dataset: folder", "dataset: synth"))
@@ -351,6 +395,11 @@ def test_uneven_classes_are_told_with_what_to_do():
              for split in ("train", "val", "test")]
     lines = list(tell(clips, Labels(classes=("few", "many"), background=False)))
     assert lines[1].split() == ["few", "4", "4", "4"] and len(lines) == 4
+    alike = [Clip(key=label, path="", label=label, split="train", start=0, end=1, source="") for label in ("Dog", "dog")]
+    warned = [line for line in tell(alike, Labels(classes=("Dog", "dog"), background=False)) if "warning" in line]
+    assert any("'Dog' and 'dog' differ in case or spaces alone" in line for line in warned)
+    warned = [line for line in tell(alike[:1], Labels(classes=("Dog",), background=False)) if "warning" in line]
+    assert any("'Dog' is the only class" in line for line in warned)
     assert "50 clips to train on of the largest class, 4 of the smallest: try train.balance: 1" in lines[3]
 
 
