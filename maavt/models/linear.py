@@ -88,8 +88,16 @@ class LinearInference(nn.Module):
         self.head = constant(model.head, torch.float32)
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
+        return self.decide(self.encode(frames, spectrograms))
+
+    def encode(self, frames: Tensor, spectrograms: Tensor) -> Tensor:
+        """Each stream by itself: (2 B, D), visual then audio."""
         x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])
         x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
         for block in self.blocks:
             x = block(x, 1 if block.last else None)
-        return self.head(self.norm(x[:, 0]))
+        return self.norm(x[:, 0])
+
+    def decide(self, cls: Tensor) -> Output:
+        """What the head says of both streams, as encode() gives them."""
+        return self.head(cls)

@@ -261,7 +261,11 @@ class MaavtInference(nn.Module):
         self.background_head = constant(model.background_head, torch.float32) if self.background else None
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
-        return self._output(self._run(frames, spectrograms, 1 + self.background))
+        return self.decide(self.encode(frames, spectrograms))
+
+    def encode(self, frames: Tensor, spectrograms: Tensor) -> Tensor:
+        """Each stream by itself, read at the class and background tokens: (2 B, 1 or 2, D), visual then audio."""
+        return self._run(frames, spectrograms, 1 + self.background)
 
     def _run(self, frames: Tensor, spectrograms: Tensor, read: int) -> Tensor:
         """The first `read` of all tokens after the last block: (2 B, read, D)."""
@@ -275,7 +279,8 @@ class MaavtInference(nn.Module):
             x, merged = block.merging(x, merged, self.merge) if merged else (block(x), None)
         return last(x, read, merged)
 
-    def _output(self, x: Tensor) -> Output:
+    def decide(self, x: Tensor) -> Output:
+        """What the heads say of both streams, as encode() gives them."""
         summary = torch.cat(streams(self.norm(x).float()), -1)  # (B, read, 2 D)
         return Output(self.head(summary[:, 0]),
                       self.background_head(summary[:, 1])[:, 0] if self.background else None,
@@ -297,7 +302,7 @@ class MaavtVectors(MaavtInference):
         means = streams(x[:, -self.tokens :].float().mean(1))
         visual, audio = (nn.functional.normalize(project(mean), dim=-1)
                          for project, mean in zip(self.project, means, strict=True))
-        return self._output(x[:, : 1 + self.background]), visual, audio
+        return self.decide(x[:, : 1 + self.background]), visual, audio
 
 
 def _projector(kind: str, width: int) -> nn.Module:

@@ -23,7 +23,7 @@ from maavt.shards.loader import BACKGROUND_LABEL, Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import load_adapter
 from maavt.training.precision import average_precisions, mean_average_precision
-from maavt.training.runtime import Prediction, accuracy, pick_device, place, predict
+from maavt.training.runtime import Prediction, accuracy, pick_device, place, predict_alone
 from maavt.work import atomic, project_root, write_table
 
 
@@ -39,14 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     loader = Loader(Reader.of(params.dataset), "test", batch=params.train.batch, image_size=params.image_size,
                     augment=config["augment"])
     blank = torch.tensor(loader.index["splits"]["train"]["frame_mean"])
-
-    def score(label: str, **replaced) -> list[Prediction]:
-        batches = progress(loader.in_order(), label=f"{name}, {label}", unit="batch", total=len(loader))
-        return list(predict(model, batches, normalise, background=config["background"], **replaced))
-
-    both = score("both modalities")
-    audio = score("audio only", blank=blank)
-    visual = score("visual only", silence=True)
+    batches = progress(loader.in_order(), label=name, unit="batch", total=len(loader))
+    both, audio, visual = zip(*predict_alone(model, batches, normalise, background=config["background"], blank=blank))
     counts, said = loader.index["splits"]["test"], {"av": both, "a": audio, "v": visual}
     clips, by_sound, by_sight = ([], [], []) if config["background"] else map(clip_scores, (both, audio, visual))
     metrics = {

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from maavt.clips import ABSENT
 from maavt.errors import UserError
+from maavt.models.output import Output
+from maavt.models.vit import streams
 from maavt.shards.loader import Batch
 from maavt.training.machine import calibrated
 from maavt.work import keep_freed
@@ -157,35 +159,57 @@ class Prediction:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *, background: bool,
-            silence: bool = False, blank: Tensor | None = None) -> Iterator[Prediction]:
-    """What the model says of every pair, in order.
-
-    With `background`, a pair is background where the model says so, else it is the best class. `silence`
-    replaces every spectrogram with the training mean, `blank` (3,), 0 to 255, every picture with that colour.
-    """
+def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *, background: bool
+            ) -> Iterator[Prediction]:
+    """What the model says of every pair, in order. With `background`, a pair is background where the model says so, else
+    it is the best class."""
     device = next(model.parameters()).device
     model.eval()
     for batch in batches:
+        yield from _said(batch, model(*normalise(batch, device)[:2]), background)
+
+
+@torch.inference_mode()
+def predict_alone(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *, background: bool,
+                  blank: Tensor) -> Iterator[tuple[Prediction, Prediction, Prediction]]:
+    """The same, with what it says of the sound alone and of the picture alone.
+
+    Every picture is then one of the colour `blank` (3,), 0 to 255, and every spectrogram the training mean. A model
+    whose streams meet in its head alone (it has `encode` and `decide`) runs once for all three.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    mean, std = (torch.tensor(values) * 255 for values in (normalise.image_mean, normalise.image_std))
+    colour = ((blank - mean) / std).to(device)[:, None, None]
+    constant = None
+    for batch in batches:
         frames, sound, _ = normalise(batch, device)
-        if silence:
-            sound = torch.zeros_like(sound)  # the mean, standardised
-        if blank is not None:
-            mean, std = (torch.tensor(values) * 255 for values in (normalise.image_mean, normalise.image_std))
-            frames = ((blank - mean) / std).to(device)[:, None, None].expand_as(frames)
-        output = model(frames, sound)
-        classes, empty = output.probabilities()
-        chance, best = classes.max(-1)
-        predicted = best
-        if background:
-            predicted = output.predicted()
-            chance = torch.where(predicted < 0, empty, chance * (1 - empty))
-        absent = [0] * len(batch.keys) if batch.absent is None else batch.absent.tolist()
-        labels = batch.labels.tolist() if batch.labels.dim() == 1 else [
-            tuple(row.nonzero()[:, 0].tolist()) for row in batch.labels]
-        rows = zip(batch.keys, batch.seconds, labels, predicted.tolist(), best.tolist(),
-                   chance.tolist(), classes.float().cpu().numpy(), map(ABSENT.__getitem__, absent), strict=True)
-        yield from (Prediction(*row) for row in rows)
+        unseen, unheard = colour.expand_as(frames), torch.zeros_like(sound)  # 0: the mean, standardised
+        if hasattr(model, "encode"):
+            if constant is None:
+                constant = streams(model.encode(unseen[:1], unheard[:1]))
+            visual, audio = streams(model.encode(frames, sound))
+            nothing, silence = (stream.expand_as(visual) for stream in constant)
+            outputs = [model.decide(torch.cat(pair)) for pair in ((visual, audio), (nothing, audio), (visual, silence))]
+        else:
+            outputs = [model(*pair) for pair in ((frames, sound), (unseen, sound), (frames, unheard))]
+        yield from zip(*(_said(batch, output, background) for output in outputs), strict=True)
+
+
+def _said(batch: Batch, output: Output, background: bool) -> Iterator[Prediction]:
+    """The predictions of a batch."""
+    classes, empty = output.probabilities()
+    chance, best = classes.max(-1)
+    predicted = best
+    if background:
+        predicted = output.predicted()
+        chance = torch.where(predicted < 0, empty, chance * (1 - empty))
+    absent = [0] * len(batch.keys) if batch.absent is None else batch.absent.tolist()
+    labels = batch.labels.tolist() if batch.labels.dim() == 1 else [
+        tuple(row.nonzero()[:, 0].tolist()) for row in batch.labels]
+    rows = zip(batch.keys, batch.seconds, labels, predicted.tolist(), best.tolist(),
+               chance.tolist(), classes.float().cpu().numpy(), map(ABSENT.__getitem__, absent), strict=True)
+    yield from (Prediction(*row) for row in rows)
 
 
 def accuracy(predictions: Iterable[Prediction]) -> float:

@@ -10,12 +10,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from maavt.clips import read_manifest
-from maavt.models.maavt import Output
+from maavt.models import create_model
+from maavt.models.output import Output
 from maavt.shards.loader import Batch
 from maavt.stages import download, evaluate, shard, train
 from maavt.stages.evaluate import background_metrics, likeliest, vggsounder_metrics
-from maavt.training.runtime import Normaliser, Prediction, accuracy, predict
+from maavt.training.runtime import Normaliser, Prediction, accuracy, predict, predict_alone
 from tests.conftest import tiny_settings
+from tests.models.reference import layer_scale_vit
 
 
 def rows(made, name) -> list[dict]:
@@ -110,12 +112,35 @@ def test_frames_and_spectrograms_are_normalised_and_fitted():
 
 
 def test_silence_is_the_mean_spectrogram_and_blank_the_mean_picture():
-    model = Echo()
-    list(predict(model, [BATCH], NORMALISE, background=True, silence=True))
-    assert (model.heard == 0).all() and (model.seen != 0).any()
-    list(predict(model, [BATCH], NORMALISE, background=True, blank=torch.tensor([25.5, 51.0, 76.5])))
-    torch.testing.assert_close(model.seen, torch.zeros(2, 3, 4, 4), atol=1e-6, rtol=0)
-    assert (model.heard != 0).all()
+    seen, heard = [], []
+
+    class Recorder(Echo):
+        def forward(self, frames, spectrograms):
+            seen.append(frames)
+            heard.append(spectrograms)
+            return super().forward(frames, spectrograms)
+
+    list(predict_alone(Recorder(), [BATCH], NORMALISE, background=True, blank=torch.tensor([25.5, 51.0, 76.5])))
+    assert (heard[2] == 0).all() and torch.equal(seen[2], seen[0]) and (seen[0] != 0).any()
+    torch.testing.assert_close(seen[1], torch.zeros(2, 3, 4, 4), atol=1e-6, rtol=0)
+    assert torch.equal(heard[1], heard[0]) and (heard[0] != 0).all()
+
+
+@pytest.mark.parametrize("name", ["maavt", "linear"])
+def test_a_model_whose_streams_meet_in_its_head_says_the_same_of_each_alone_by_one_pass(name):
+    torch.manual_seed(0)
+    model = create_model(name, layer_scale_vit(), {"classes": 2, "background": True}).for_inference()
+    frames, sound = torch.randn(3, 3, 32, 32), torch.randn(3, 32, 32)
+    batch = Batch(frames, sound, torch.tensor([1, -1, 0]), ["a", "b", "c"], [0, 0, 0])
+    plain = Normaliser(image_size=32, image_mean=(0, 0, 0), image_std=(1 / 255,) * 3, spectrogram_mean=0.0,
+                       spectrogram_std=0.5)
+    blank = torch.tensor([0.1, 0.2, 0.3])
+    said = predict_alone(model, [batch], plain, background=True, blank=blank)
+    without = blank[:, None, None].expand_as(frames)
+    pairs = ((frames, sound), (without, sound), (frames, torch.zeros_like(sound)))
+    for told, pair in zip(zip(*said), pairs, strict=True):
+        classes, _ = model(*pair).probabilities()
+        np.testing.assert_allclose(np.stack([p.classes for p in told]), classes.detach(), atol=1e-5)
 
 
 def test_the_mean_stands_in_for_what_is_absent():
