@@ -94,10 +94,11 @@ def _row(where: str, fields: dict, root: Path, settings: Folder) -> Row:
         begin = row.begin or 0.0
         if row.to is not None and row.to <= begin:
             raise UserError(f"{where}: the clip goes from {begin:g} to {row.to:g} s; expected a later end")
-        to = row.to or 1e7
-        for name, time, inside in (("starts", row.start, lambda time: begin - SLACK <= time < to),
-                                   ("ends", row.end, lambda time: begin < time <= to + SLACK)):
-            if time is not None and not inside(time):
+        last = row.to or 1e7
+        for name, time, inside in (
+                ("starts", row.start, row.start is not None and begin - SLACK <= row.start < last),
+                ("ends", row.end, row.end is not None and begin < row.end <= last + SLACK)):
+            if time is not None and not inside:
                 to = "its end" if row.to is None else f"{row.to:g} s"
                 raise UserError(f"{where}: the event {name} at {time:g} s, outside the clip from {begin:g} s to {to}; "
                                 "expected start and end in seconds of the recording, as from and to are")

@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
                     augment=config["augment"])
     blank = torch.tensor(loader.index["splits"]["train"]["frame_mean"])
     batches = progress(loader.in_order(), label=name, unit="batch", total=len(loader))
-    both, audio, visual = zip(*predict_alone(model, batches, normalise, background=config["background"], blank=blank))
+    said = predict_alone(model, batches, normalise, background=config["background"], blank=blank)
+    both, audio, visual = map(list, zip(*said, strict=True))
     counts, said = loader.index["splits"]["test"], {"av": both, "a": audio, "v": visual}
     clips, by_sound, by_sight = ([], [], []) if config["background"] else map(clip_scores, (both, audio, visual))
     metrics = {

@@ -161,8 +161,8 @@ class Prediction:
 @torch.inference_mode()
 def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *, background: bool
             ) -> Iterator[Prediction]:
-    """What the model says of every pair, in order. With `background`, a pair is background where the model says so, else
-    it is the best class."""
+    """What the model says of every pair, in order. With `background`, a pair is background where the model says so,
+    else it is the best class."""
     device = next(model.parameters()).device
     model.eval()
     for batch in batches:

@@ -15,7 +15,8 @@ README = (ROOT / "README.md").read_text()
 SECTION = README.split("\n## Ask it")[1].split("\n## ")[0]
 SHELL, PYTHON = (re.findall(rf"```{kind}\n(.*?)```", SECTION, re.DOTALL) for kind in ("sh", "python"))
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-TYPED = [shlex.split(line, comments=True) for line in [*LINES, *re.findall(r"`((?:make|dvc|maavt|python -m) [^`]*)`", README)]]
+WITHIN = re.findall(r"`((?:make|dvc|maavt|python -m) [^`]*)`", README)
+TYPED = [shlex.split(line, comments=True) for line in [*LINES, *WITHIN]]
 ELSEWHERE = {"prefect", "export"}  # typed as they stand in tests/flows/test_pipeline.py
 
 

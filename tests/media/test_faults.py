@@ -101,7 +101,8 @@ def test_a_programme_without_packets_is_passed_over():
     assert clip.video_seconds == 4 and clip.frames.std() > 1 and np.abs(clip.waveform).max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["02_joined_clock_restarts.ts", "02_joined_clock_restarts.mpg", "03_joined_overlap.ts"])
+@pytest.mark.parametrize("name", ["02_joined_clock_restarts.ts", "02_joined_clock_restarts.mpg",
+                                  "03_joined_overlap.ts"])
 def test_joined_recordings_are_as_long_as_all_of_them(name):
     media = read(name)
     assert look(str(FAULTS / name)).seconds == pytest.approx(min(media.video_seconds, media.audio_seconds), abs=0.3)

@@ -395,7 +395,8 @@ def test_uneven_classes_are_told_with_what_to_do():
              for split in ("train", "val", "test")]
     lines = list(tell(clips, Labels(classes=("few", "many"), background=False)))
     assert lines[1].split() == ["few", "4", "4", "4"] and len(lines) == 4
-    alike = [Clip(key=label, path="", label=label, split="train", start=0, end=1, source="") for label in ("Dog", "dog")]
+    alike = [Clip(key=label, path="", label=label, split="train", start=0, end=1, source="")
+             for label in ("Dog", "dog")]
     warned = [line for line in tell(alike, Labels(classes=("Dog", "dog"), background=False)) if "warning" in line]
     assert any("'Dog' and 'dog' differ in case or spaces alone" in line for line in warned)
     warned = [line for line in tell(alike[:1], Labels(classes=("Dog",), background=False)) if "warning" in line]

@@ -138,7 +138,7 @@ def test_a_model_whose_streams_meet_in_its_head_says_the_same_of_each_alone_by_o
     said = predict_alone(model, [batch], plain, background=True, blank=blank)
     without = blank[:, None, None].expand_as(frames)
     pairs = ((frames, sound), (without, sound), (frames, torch.zeros_like(sound)))
-    for told, pair in zip(zip(*said), pairs, strict=True):
+    for told, pair in zip(zip(*said, strict=True), pairs, strict=True):
         classes, _ = model(*pair).probabilities()
         np.testing.assert_allclose(np.stack([p.classes for p in told]), classes.detach(), atol=1e-5)
 
