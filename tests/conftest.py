@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny networks run faster on one thread, above all beside other work
+os.environ.setdefault("MAAVT_WORKERS", "1")  # there are tests beside this one, and each worker loads torch first
 ROOT = Path(__file__).parents[1]
 # What tests measure of a busy machine is not what the user's own projects should go by.
 os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "users")
 
 import pytest  # noqa: E402
 import yaml  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 from tests.server import Server, drive_through  # noqa: E402
 
@@ -33,7 +35,8 @@ TINY = {
 }
 
 
-LONGEST = ("test_end_to_end", "test_pipeline", "test_train", "test_checkpoint", "test_processes")
+LONGEST = ("test_end_to_end", "test_pipeline", "test_predict", "test_checkpoint", "test_train", "test_readme",
+           "test_processes", "test_download", "test_own", "test_cremad", "test_remote", "test_dask", "test_search")
 
 
 def pytest_collection_modifyitems(items: list) -> None:
@@ -90,20 +93,25 @@ GIT = {f"GIT_{who}_{what}": "maavt" for who in ("AUTHOR", "COMMITTER") for what 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
-    """A project in which download, backbone, shard, train, evaluate, benchmark and report ran. Not to be changed."""
+    """A project in which download, backbone, shard, train, evaluate, benchmark and report ran. Not to be changed: all
+    processes that test at the same time share it."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    with FileLock(shared / "made.lock"):
+        if not (shared / "made.done").exists():
+            _make(shared / "made" / "a project")
+            (shared / "made.done").touch()
+    return shared / "made" / "a project"
+
+
+def _make(folder: Path) -> None:
     from maavt.stages import backbone, benchmark, download, evaluate, report, shard, train
 
-    folder = make_project(tmp_path_factory.mktemp("made") / "a project")
+    make_project(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        download.main([])
-        backbone.main([])
-        shard.main([])
-        train.main([])
-        evaluate.main([])
-        benchmark.main([])
-        report.main([])
-    return folder
+        for stage in (download, backbone, shard, train, evaluate, benchmark, report):
+            stage.main([])
 
 
 @pytest.fixture

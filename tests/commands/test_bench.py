@@ -9,6 +9,7 @@ from maavt.commands import bench
 pytest.importorskip("imageio_ffmpeg")
 
 
+@pytest.mark.long
 def test_every_way_is_measured_on_the_same_clips(project):
     bench.main(["data", "--clips", "1", "--rounds", "1"])
     with open(project / "data/bench/data.csv", newline="") as file:

@@ -20,6 +20,7 @@ def run(*arguments) -> int:
     return errors.run(lambda: export.main([str(argument) for argument in arguments]))
 
 
+@pytest.mark.long
 def test_the_exported_folder_answers_the_same_outside_any_project(project, tmp_path, capsys):
     expected = load("maavt", device="cpu").predict(CLIP)["windows"]
     assert run("exported") == 0

@@ -41,6 +41,7 @@ def ablate(project: Path, *arguments: str) -> CompletedProcess:
     return run_flow("ablate", project, *arguments)
 
 
+@pytest.mark.long
 def test_a_grid_becomes_one_table_and_one_picture_and_the_settings_stay_as_they_were(project):
     done = ablate(project, "tokens=2,10", "--seeds", "0", "4")
     assert done.returncode == 0, done.stdout + done.stderr

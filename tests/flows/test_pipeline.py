@@ -188,7 +188,7 @@ class Api:
         return {artifact["key"].partition("-")[0]: artifact["data"] for artifact in found}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a space in its name, for the projects and the server."""
     return tmp_path_factory.mktemp("flows") / "a folder"
@@ -217,7 +217,7 @@ def prefect_server(log: Path, environment: dict):
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def environment(folder):
     """The variables of a shell in which nothing of Prefect is set but a home and an API address."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "DVC"))}
@@ -230,13 +230,13 @@ def environment(folder):
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def by_hand(folder):
     """A project that is served, and has no runs but those that a test starts."""
     return make_project(folder / "by hand")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def api(folder, environment, by_hand):
     """A running server, and a running `flows.serve` whose deployment is `by hand`."""
     url = environment["PREFECT_API_URL"]
@@ -330,6 +330,7 @@ def test_only_a_failed_download_and_a_stopped_stage_are_tried_again(api, folder)
     assert (wrong / "runs.txt").read_text().split() == ["download"]
 
 
+@pytest.mark.long
 def test_stages_that_do_not_need_one_another_run_at_the_same_time_when_asked(api, folder, environment):
     project = make_project(folder / "parallel", **{"train-a": {"beside": "train-b"}, "train-b": {"beside": "train-a"}})
     done = subprocess.run([sys.executable, "-m", "flows.pipeline", "--project", str(project)], cwd=PROJECT, timeout=600,
@@ -396,6 +397,7 @@ def test_a_server_that_restarts_in_the_middle_of_a_run_costs_nothing(folder, env
     assert sorted((project / "runs.txt").read_text().split()) == ["report", "shard", "train-a", "train-b"]
 
 
+@pytest.mark.long
 def test_second_run_in_a_project_waits_for_the_first_and_finds_everything_done(api, folder):
     project = make_project(folder / "twice", shard={"waits": True})
     first = api.start(project)
@@ -436,6 +438,7 @@ def runs_of(api, deployment: str) -> list[dict]:
     return api.call("POST", "/flow_runs/filter", body)
 
 
+@pytest.mark.long
 def test_cron_starts_runs_a_killed_one_is_marked_as_crashed_and_of_missed_ones_one_follows(api, folder, environment):
     project = make_project(folder / "power cut", shard={"waits": True})
     with served(project, "* * * * * */3", folder, environment) as runner:  # every three seconds
@@ -477,6 +480,7 @@ def test_serve_ends_with_one_line_and_a_code(environment, by_hand, cron, api_url
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_an_ingest_makes_the_shards_of_new_clips_alone_and_says_what_came_and_went(api, folder, environment, made):
     own = folder / "my clips"
     for number, clip in enumerate(sorted((made / "data/raw/synth").rglob("*.mp4"))):

@@ -101,6 +101,7 @@ def test_what_one_clone_pushes_in_two_attempts_another_one_pulls_and_then_nothin
         path.name: path.read_bytes() for path in (project / "made").iterdir()}
 
 
+@pytest.mark.long
 def test_an_object_that_is_missing_is_named_and_secrets_are_nowhere(project, server):
     assert run(project, server, "dvc", "push", "-q").returncode == 0
     lock = (project / "dvc.lock").read_text()

@@ -682,5 +682,5 @@ def test_every_mutated_file_gets_a_verdict(tmp_path, capfd):
         path.unlink()
     assert verdicts.total() == count
     assert set(verdicts) <= {"ok", *REASONS}
-    assert 0.2 < verdicts["ok"] / count < 0.8 and verdicts["decoder crashed"] < 0.01 * count + 1, verdicts
+    assert 0.2 < verdicts["ok"] / count < 0.9 and verdicts["decoder crashed"] < 0.01 * count + 1, verdicts
     assert capfd.readouterr() == ("", "")

@@ -57,6 +57,7 @@ def cost(path: str) -> float:
     return peak_memory(work)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path):
     minute, long = recording(tmp_path / "minute.mkv", 60), tmp_path / "long.mkv"
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-stream_loop", "14", "-i", minute, "-c", "copy",

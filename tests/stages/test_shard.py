@@ -97,6 +97,7 @@ def test_too_many_rejects_fail_the_stage_with_the_table_of_reasons(project):
         shard.main([])
 
 
+@pytest.mark.long
 def test_runs_killed_at_any_instant_go_on_and_end_with_the_same_bytes(project):
     whole = {path.name: sha256(path) for path in (project / "data/shards").rglob("*.*")}
     shutil.rmtree(project / "data/shards")

@@ -131,6 +131,7 @@ def test_a_training_that_has_to_make_room_keeps_all_leaves_with_a_code_of_its_ow
     assert f"goes on after epoch 1 and {step} steps" in capsys.readouterr().out and same(again, quiet)
 
 
+@pytest.mark.long
 def test_the_stage_that_has_to_make_room_leaves_with_that_code(project):
     (project / "params.yaml").write_text(yaml.safe_dump(tiny_settings(train={"epochs": 9})))
     process = subprocess.Popen([sys.executable, "-m", "maavt.cli", "train"], cwd=project, stderr=subprocess.PIPE,

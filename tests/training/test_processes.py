@@ -86,6 +86,7 @@ def run_code(code: str, **environment: str) -> subprocess.Popen:
                             start_new_session=True, env=os.environ | environment)
 
 
+@pytest.mark.long
 def test_losses_and_gradients_of_two_machines_are_those_of_one_with_the_whole_batch(tmp_path):
     """Two launchers that meet on loopback, each with one process."""
     where = {"MAAVT_NODES": "2", "MAAVT_RENDEZVOUS": f"127.0.0.1:{free_port()}"}
@@ -199,6 +200,7 @@ def test_what_stops_one_process_is_told_and_ends_all(monkeypatch, how, told):
             " ".join(child.cmdline())] == []
 
 
+@pytest.mark.long
 def test_a_process_that_dies_once_costs_a_restart(monkeypatch, capfd):
     monkeypatch.setenv("MAAVT_PROCESSES", "2")
     assert launch(misbehave, 2, "killed once") == "well"

@@ -48,11 +48,13 @@ def test_results_come_in_order_and_a_failure_costs_its_item_only(on_cluster):
     assert all(result[0] == item for item, result in found if not isinstance(result, Rejected))
 
 
+@pytest.mark.long
 def test_another_error_is_raised_here(on_cluster):
     with pytest.raises(KeyError, match="unexpected"):
         list(fan_out(misbehave, [1, "fail", 2]))
 
 
+@pytest.mark.long
 def test_with_tolerance_it_costs_its_item_only_and_its_traceback_is_logged_here(on_cluster, caplog):
     found = [result for _, result in fan_out(misbehave, [1, "fail", 2], tolerant=True)]
     assert (found[0][0], found[1].reason, found[2][0]) == (1, "failed here", 2)
