@@ -74,6 +74,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { echo "error: $(PYTHON) is not Python 3.11 or 3.12; say which to take: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	@# On all cores; without it, where PYTHONDONTWRITEBYTECODE is set, torch would be compiled anew at every start (20 s).
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 
 # Outputs and unfinished work; DVC's cache in .dvc/cache stays, so that a repro brings the outputs back at once.

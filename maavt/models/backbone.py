@@ -15,7 +15,8 @@ from maavt.work import project_root
 def create_backbone(name: str, *, image_size: int | None = None, initialised: bool = True) -> VisionTransformer:
     """A Vision Transformer of timm without its classifier, randomly initialised; by default at its own image size.
 
-    What is only counted need not be `initialised`, which takes ten times as long as the rest.
+    What is only counted or timed need not be `initialised`, which takes ten times as long as the rest: its weights are
+    then those that torch's layers begin with.
 
     Raises UserError for a name that timm does not know or that is no plain ViT with one CLS token, and for an
     image size that its patches do not divide.

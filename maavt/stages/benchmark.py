@@ -163,9 +163,10 @@ def make_run(name: str, mode: str, backbone: str, batch: int, params: Params, de
     frames, sound = torch.randn(batch, 3, size, size, device=device), torch.randn(batch, size, size, device=device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     if name == "backbone_floor":
-        model = BackboneFloor(create_backbone(backbone, image_size=size).to(device), kind)
+        model = BackboneFloor(create_backbone(backbone, image_size=size, initialised=False).to(device), kind)
     else:
-        model = create("maavt_paper" if name in AS_PUBLISHED else name, backbone, params, image_size=size)
+        model = create("maavt_paper" if name in AS_PUBLISHED else name, backbone, params, image_size=size,
+                       initialised=False)
         model = model.to(device) if name in AS_PUBLISHED else place(model, device)
     if name == "matmul_limit":
         return Run(name, mode, batch, torch.inference_mode()(matmul_limit(model, batch, kind, device)))
