@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from maavt.errors import UserError
 
@@ -222,6 +223,14 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def table_rows(file: TextIO, **dialect) -> csv.DictReader:
+    """The rows of somebody's table by their columns, which are separated as in its header: a spreadsheet writes commas,
+    semicolons or tabs, as its language is used to."""
+    header = file.readline()
+    file.seek(0)
+    return csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True, **dialect)
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:

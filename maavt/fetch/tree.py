@@ -88,7 +88,7 @@ def fingerprint(root: Path, named: Iterable[str] = ()) -> dict:
     and times: seconds for 100,000 of them."""
     entries = {entry.name: entry for entry in walk(root, hidden=False)} if root.is_dir() else {}
     for path in ([root / name for name in named if name not in entries] if root.is_dir() else [root]):
-        if path.exists():
+        if path.is_file():
             facts = path.stat()
             entries[str(path)] = Entry(str(path), facts.st_size, facts.st_mtime_ns)
     digest = hashlib.sha256()

@@ -13,11 +13,11 @@ from maavt.clips import SEVERAL
 from maavt.errors import UserError
 from maavt.params import Folder
 from maavt.sources.lists import SPLIT_NAMES, number
+from maavt.work import table_rows
 
 SLACK = 0.5  # seconds by which a time may lie beyond the end: a label goes by the middle of its second
 OPTIONAL = ("split", "start", "end", "from", "to")
 COLUMNS = ("path", "label", *OPTIONAL)
-SEPARATORS = ",;\t"  # a spreadsheet writes the one that its language is used to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def _rows(table: Path, settings: Folder) -> Iterator[tuple[str, dict]]:
     needed = ["path", "label", *([settings.group] if settings.group else [])]
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = _reader(file, strict=True)
+            rows = table_rows(file, strict=True)
             names = rows.fieldnames or []
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise UserError(f"{table}: the column {twice[0]!r} is there twice; expected each once")
@@ -152,17 +152,10 @@ def _rows(table: Path, settings: Folder) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{table} is no CSV in UTF-8 ({error}); export it as one") from None
 
 
-def _reader(file, **dialect) -> csv.DictReader:
-    """Rows by their columns, separated as the header is."""
-    header = file.readline()
-    file.seek(0)
-    return csv.DictReader(file, delimiter=max(SEPARATORS, key=header.count), skipinitialspace=True, **dialect)
-
-
 def unread(table: Path, settings: Folder) -> list[str]:
     """Columns that nothing reads."""
     with open(table, newline="", encoding="utf-8-sig") as file:
-        names = _reader(file).fieldnames or []
+        names = table_rows(file).fieldnames or []
     return [name for name in names if name not in (*COLUMNS, settings.group)]
 
 

@@ -6,16 +6,17 @@ links and on names that are not UTF-8.
 """
 
 import argparse
+import csv
 import json
 import sys
 from contextlib import suppress
+from os.path import normpath
 from pathlib import Path
 
-from maavt.errors import UserError, run
+from maavt.errors import run
 from maavt.fetch.tree import fingerprint
 from maavt.params import Params, check_weights, load_params
-from maavt.sources.table import read_table
-from maavt.work import atomic, project_root
+from maavt.work import atomic, project_root, table_rows
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,10 +34,11 @@ def listing(params: Params) -> dict:
     place = getattr(settings, "root", "") or getattr(settings, "local", "")
     if not place:
         return {}
-    root, named = project_root() / Path(place).expanduser(), []
+    root, named = project_root() / Path(place).expanduser(), set()
     if getattr(settings, "table", ""):
-        with suppress(UserError):
-            named = [row.path for row in read_table(root, settings)]
+        with suppress(OSError, UnicodeDecodeError, csv.Error), \
+                open(root / settings.table, newline="", encoding="utf-8-sig") as file:
+            named = {normpath(row.get("path") or "") for row in table_rows(file)}
     return fingerprint(root, named)
 
 
