@@ -264,7 +264,7 @@ def _check_times(rows: list[Row], span: str, begin: float, length: float, longes
         if length and late:
             raise Failed(CONTENT, f"{row.where}: {late[0]}, but the recording ends at {length:g} s")
         event = [time - begin for time in (row.start, row.end) if time is not None]
-        if span != "windows" and event and max(event) > longest + SLACK:
+        if span != "windows" and event and (max(event) > longest + SLACK or (row.start or 0.0) - begin >= longest):
             raise UserError(f"{row.where}: the event goes on to {max(event) + begin:g} s, but of each clip the first "
                             f"{longest} s are read (clip_seconds); expected folder.span: windows, or table with from "
                             "and to")

@@ -220,6 +220,7 @@ def table(root: Path, text: str, **settings):
     ("path,label,start,end\na.mp4,a,0,2\na.mp4,b,1,3\n", "line 3: 'b' from 1 s on, when 'a' of line 2 goes on"),
     ("path,label,start,end,split\na.mp4,a,0,2,val\na.mp4,b,3,4,test\n", "has the split 'test', but 'val' in line 2"),
     ("path,label,start,end\nlong.mp4,a,13,14\n", "line 2: the event goes on to 14 s, but of each clip the first 10 s"),
+    ("path,label,start,end\nlong.mp4,a,10,10.4\n", "the event goes on to 10.4 s, but of each clip the first 10 s"),
     ("path,label,start,end\na.mp4,background,0,2\n", "could not be told apart; rename the class"),
     ("path,label,start,end\na.mp4,a;b,0,2\n", "clips of several labels .;. and events with start and end"),
     ("path,label\na.mp4, ; \n", "line 2: the labels '; '; expected a name"),
