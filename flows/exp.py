@@ -28,12 +28,15 @@ def main() -> None:
     name = options.name or experiment_name(options.settings)
     with only_run(project, print):
         drop_damaged(project)
-        with changed(project, options.settings):
-            for command in (lambda: ["repro"], lambda: [*saving(project, name), "--quiet"]):
-                with guarded([*DVC, *command()], cwd=project) as process:
-                    if process.wait():
-                        raise UserError(f"the experiment {name} failed; params.yaml is as it was")
-        subprocess.run([*DVC, "checkout", "--quiet"], cwd=project, capture_output=True)  # the cache may lack some
+        try:
+            with changed(project, options.settings):
+                for command in (lambda: ["repro"], lambda: [*saving(project, name), "--quiet"]):
+                    with guarded([*DVC, *command()], cwd=project) as process:
+                        if process.wait():
+                            raise UserError(f"the experiment {name} failed; the workspace is as it was, and what was "
+                                            "made is kept: the same again goes on from there")
+        finally:  # whatever became of it; the cache may lack some
+            subprocess.run([*DVC, "checkout", "--quiet"], cwd=project, capture_output=True)
     print(f"the experiment {name} is kept, params.yaml is as it was. `dvc exp show --only-changed` compares, "
           f"`dvc exp apply {name}` brings its settings and results here")
 

@@ -37,28 +37,38 @@ def changed_text(project: Path, settings: Sequence[str]) -> str:
         values = yaml.load((project / "params.yaml").read_text())
     except (FileNotFoundError, UnicodeDecodeError, YAMLError) as error:
         raise UsageError(f"{project / 'params.yaml'} cannot be read: {' '.join(str(error).split())}") from None
+    mistakes = []
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not (key and equals and text):
-            raise UsageError(f"{setting!r} is no setting; expected KEY=VALUE")
-        here, parts = values, key.split(".")
-        for part in parts:
-            if not isinstance(here, dict) or part not in here:
-                near = get_close_matches(part, here if isinstance(here, dict) else [])
-                raise UsageError(f"{setting}: params.yaml has no {key}" + (f"; is {near[0]} meant?" if near else
-                                 "; expected one of its keys, such as tokens or maavt.lsa"))
-            outer, here = here, here[part]
         try:
-            outer[parts[-1]] = YAML(typ="safe").load(text)
-        except YAMLError:
-            raise UsageError(f"{setting!r}: the value is not YAML; expected such as 10, false or [maavt,lavish]"
-                             ) from None
+            _set(values, setting)
+        except UsageError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise UsageError("\n  ".join(mistakes))
     if "maavt.cli" in (project / "dvc.yaml").read_text():
         parsed = parse_params(values, " and ".join(["params.yaml", *settings][:2]) + (" ..." if settings[1:] else ""))
         check_weights(parsed, project)
     written = StringIO()
     yaml.dump(values, written)
     return written.getvalue() if settings else (project / "params.yaml").read_text()
+
+
+def _set(values: dict, setting: str) -> None:
+    """Put KEY=VALUE in its place; raises UsageError where it has none."""
+    key, equals, text = setting.partition("=")
+    if not (key and equals and text):
+        raise UsageError(f"{setting!r} is no setting; expected KEY=VALUE")
+    here, parts = values, key.split(".")
+    for part in parts:
+        if not isinstance(here, dict) or part not in here:
+            near = get_close_matches(part, here if isinstance(here, dict) else [])
+            raise UsageError(f"{setting}: params.yaml has no {key}" + (f"; is {near[0]} meant?" if near else
+                             "; expected one of its keys, such as tokens or maavt.lsa"))
+        outer, here = here, here[part]
+    try:
+        outer[parts[-1]] = YAML(typ="safe").load(text)
+    except YAMLError:
+        raise UsageError(f"{setting!r}: the value is not YAML; expected such as 10, false or [maavt,lavish]") from None
 
 
 def experiment_name(settings: Sequence[str]) -> str:

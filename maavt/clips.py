@@ -5,7 +5,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -78,6 +78,14 @@ class Clip:
 def _middles(start: float, end: float, seconds: int) -> range:
     """The seconds whose middle lies from `start` to `end`."""
     return range(max(math.ceil(start - 0.5), 0), min(max(math.ceil(end - 0.5), 0), seconds))
+
+
+def pair_label(labels: Sequence[str | None], begin: float, seconds: int) -> str | None:
+    """The label of a pair of so many seconds, given those of its clip's seconds: that at its middle. Where this lies
+    between two seconds, and the later one is background, it is that of the earlier one."""
+    middle = begin + seconds / 2
+    found = labels[int(middle)]
+    return labels[int(middle) - 1] if found is None and middle == int(middle) else found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from maavt.clips import Clip, Labels, read_manifest, write_manifest
+from maavt.clips import Clip, Labels, pair_label, read_manifest, write_manifest
 from maavt.errors import UserError
 
 
@@ -24,6 +24,16 @@ def test_several_events_label_the_seconds_whose_middle_they_are_on():
 
 def test_a_last_event_without_an_end_lasts_as_long_as_the_clip():
     assert clip(start=2.8, end=3600).second_labels(3) == [None, None, "dog"]
+
+
+@pytest.mark.parametrize("labels, begin, seconds, told", [
+    (["a", None], 0, 1, "a"), (["a", None], 1, 1, None), (["a", None], 0, 2, "a"), ([None, "a"], 0, 2, "a"),
+    (["a", "b"], 0, 2, "b"), ([None, "a", None], 0, 3, "a"), (["a", None, None], 0, 3, None),
+    (["a", None], 0.4, 1, "a"),
+])
+def test_a_pair_has_the_label_of_its_middle_and_is_no_background_where_an_event_reaches_it(
+        labels, begin, seconds, told):
+    assert pair_label(labels, begin, seconds) == told
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path):

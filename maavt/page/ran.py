@@ -13,8 +13,8 @@ from typing import get_args
 
 from ruamel.yaml import YAML, YAMLError
 
-from maavt.clips import BACKGROUND, SEVERAL, SPLITS, Clip
-from maavt.media.sample import frame_second, pair_begins
+from maavt.clips import BACKGROUND, SEVERAL, SPLITS, Clip, pair_label
+from maavt.media.sample import pair_begins
 from maavt.params import Model, Params, Spectrogram, flat
 from maavt.work import project_root, read_times
 
@@ -54,10 +54,17 @@ def settings(params: Params) -> list[dict]:
     others = {*params.augment, *get_args(Model)} - {params.dataset, *params.models}  # augment names every data set
     rows = []
     for key, value in here.items():
-        changed = key in committed and value != committed[key]
-        if changed or not others & set(key.split(".")):
-            rows.append({"key": key, "value": _text(value), "before": _text(committed[key]) if changed else None})
+        before = _committed(key, committed, value)
+        if before != value or not others & set(key.split(".")):
+            rows.append({"key": key, "value": _text(value), "before": _text(before) if before != value else None})
     return rows
+
+
+def _committed(key: str, committed: dict, default: object) -> object:
+    """The committed value of a key, be it that of all keys below it or of one above it; `default` where it has none."""
+    below = {name.removeprefix(f"{key}."): value for name, value in committed.items() if name.startswith(f"{key}.")}
+    above = [name for name in committed if key.startswith(f"{name}.")]
+    return committed[key] if key in committed else below or (committed[above[0]] if above else default)
 
 
 def command(rows: list[dict]) -> str:
@@ -115,7 +122,7 @@ def class_counts(clips: list[Clip], quality: list[dict[str, str]], index: dict) 
         labels = clip.second_labels(recipe.clip_seconds)
         for begin in pair_begins(min(reached[clip.key], recipe.clip_seconds), recipe):
             told[clip.split] += 1
-            pairs.update((label, clip.split) for label in parts(labels[frame_second(begin, recipe)]))
+            pairs.update((label, clip.split) for label in parts(pair_label(labels, begin, recipe.seconds)))
     exact = all(told[split] == index["splits"][split]["pairs"] for split in SPLITS)
     names = [*index["classes"], *([BACKGROUND] if index["background"] else [])]
     rows = [{"class": name, "total": sum((pairs if exact else held)[name, split] for split in SPLITS),
@@ -161,7 +168,8 @@ def drop_outs(rejects: list[dict[str, str]]) -> list[dict]:
     counts = Counter((row["stage"], row["reason"], row["split"]) for row in rejects)
     rows = {}
     for (stage, reason, split), count in counts.items():
-        row = rows.setdefault((stage, reason), {"stage": stage, "reason": reason, "total": 0})
+        row = rows.setdefault((stage, reason), {"stage": stage, "reason": reason, "total": 0,
+                                                **dict.fromkeys(SPLITS, 0)})
         row[split] = count
         row["total"] += count
     return sorted(rows.values(), key=lambda row: (-row["total"], row["reason"]))

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from simplejpeg import decode_jpeg
 
-from maavt.clips import ABSENT, Labels
+from maavt.clips import ABSENT, Labels, pair_label
 from maavt.errors import UserError
 from maavt.shards.reader import Reader
 from maavt.work import default_workers
@@ -161,7 +161,7 @@ class Loader:
             else:
                 exact = begin
             middle = int(exact + self.recipe["seconds"] / 2)
-            label = facts["labels"][middle]
+            label = pair_label(facts["labels"], exact, self.recipe["seconds"])
             labels = [BACKGROUND_LABEL] if label is None else [self.classes[name] for name in self.labels.of(label)]
             yield _Pair(sample["__key__"], begin, labels,
                         b"" if absent == "picture" else sample[f"frame-{middle:02d}.jpg"], spectrogram, absent)

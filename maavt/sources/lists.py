@@ -63,7 +63,8 @@ def number(text: str, where: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1e7:
-        raise UserError(f"{where}: {text!r} is no time in seconds; expected a number from 0")
+        raise UserError(f"{where}: {text!r} is no time in seconds; expected a number from 0"
+                        + (" with a point, not a comma" if "," in text else ""))
     return value
 
 

@@ -79,8 +79,9 @@ def tell(clips: Iterable[Clip], labels: Labels) -> Iterator[str]:
         if lacking := [label for label in ranked if not counts[label][split]]:
             what = {"train": "it cannot be learned", "val": "the best epoch is chosen without it",
                     "test": "nothing is known of it"}[split]
-            yield (f"warning: no clip in {split} of {_some(lacking)}: {what}; add clips (from {FEW} groups on every "
-                   "split gets one), name the splits in a table, or leave the class out")
+            yield (f"warning: no clip in {split} of {_some(lacking)}: {what}; add clips (from {FEW} on, "
+                   f"or {FEW} groups of folder.group, every split gets one), name the splits in a table, or leave the "
+                   "class out")
     if len(ranked) == 1:
         yield f"warning: {ranked[0]!r} is the only class, so there is nothing to tell apart; add clips of another one"
     alike = defaultdict(list)

@@ -67,7 +67,7 @@ def read_table(root: Path, settings: Folder) -> list[Row]:
 def _row(where: str, fields: dict, root: Path, settings: Folder) -> Row:
     if None in fields:
         raise UserError(f"{where}: more fields than the header has columns, from {fields[None][0]!r} on; expected "
-                        "quotes around what holds a comma")
+                        "quotes around what holds the character that separates them")
     path, label = (_filled(fields, column, where) for column in ("path", "label"))
     if "\0" in path:
         raise UserError(f"{where}: the path {path!r} holds a zero byte, which no file name can")
@@ -116,6 +116,8 @@ def _check_beside(row: Row, first: Row, events: list[Row]) -> None:
             raise UserError(f"{row.where}: {row.path!r} has the {name} {getattr(row, name)!r}, but "
                             f"{getattr(first, name)!r} in {line}; expected the same")
     for other in events:
+        if (other.start, other.end, other.label) == (row.start, row.end, row.label):
+            raise UserError(f"{row.where}: the same as {other.where.rpartition(', ')[2]}; expected each event once")
         begin = max(row.start or 0, other.start or 0)
         end = min(1e7 if one.end is None else one.end for one in (row, other))
         if begin < end and row.label != other.label:

@@ -40,8 +40,8 @@ def load_adapter(folder: Path) -> tuple[nn.Module, Normaliser, dict]:
         config = json.loads((folder / "config.json").read_text())
         weights = load_file(folder / "adapter.safetensors")
     except FileNotFoundError as error:
-        raise UserError(f"no {error.filename or folder}: this model was not trained; do it with "
-                        f"dvc exp run -S 'models=[{folder.name}]'") from None
+        raise UserError(f"no {error.filename or folder}: no model was trained here; do it with dvc exp run -S "
+                        f"'models=[{folder.name}]', or bring an experiment's here with dvc exp apply NAME") from None
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{folder} holds no whole model ({error}); train it again") from None
     own = folder / "backbone"

@@ -150,6 +150,10 @@ def test_a_file_that_is_no_clip_has_its_reason_and_exit_code_1(project):
     assert done.returncode == 1
     assert json.loads(done.stdout) == {"file": "a.mp4", "reason": "not media"}
     assert "Traceback" not in done.stderr
+    (project / "notes").mkdir()
+    (project / "notes" / "a.txt").write_text("text")
+    done = maavt("predict", "notes", cwd=project)
+    assert done.returncode == 1 and "no recordings among the 1 files of notes; expected videos" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["predict"], ["transcribe", "a.mp4"], ["predict", "a", "--model", "x"],

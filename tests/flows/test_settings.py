@@ -80,6 +80,11 @@ def test_what_is_no_setting_is_told(project, wrong, told):
         changed_text(project, [wrong])
 
 
+def test_all_of_them_are_told_at_once(project):
+    with pytest.raises(UserError, match=r"(?s)has no tokenz.*\n  maavt.lsb=1: params.yaml has no"):
+        changed_text(project, ["tokenz=1", "tokens=2", "maavt.lsb=1"])
+
+
 @pytest.mark.parametrize("wrong, told", [
     (["tokens=many"], "tokens: 'many'; expected integer"),
     (["models=maavt"], r"models: 'maavt'; expected a list, such as \[maavt\]"),

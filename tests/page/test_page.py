@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from maavt.page import ran
 from maavt.stages import report
 from tests.page.made_up import HOSTILE, make_up, names
 
@@ -95,6 +96,19 @@ def test_the_sections_answer_in_their_order(three):
         assert told in said["pairs"], told
     for told in ("Whiskers", "Rings", "logarithmic", "1.50×"):
         assert told in said["speed"], told
+
+
+def test_a_reason_that_one_split_alone_has_is_counted_in_all():
+    assert ran.drop_outs([{"stage": "download", "reason": "content: not media", "split": "test"}]) == [
+        {"stage": "download", "reason": "content: not media", "total": 1, "train": 0, "val": 0, "test": 1}]
+
+
+@pytest.mark.parametrize("key, value, before", [
+    ("tokens", 10, 5), ("tokens", 5, 5), ("new", 1, 1), ("epochs", 2, {"synth": 1, "folder": "auto"}),
+    ("epochs.synth", 1, 1), ("seed.a", 1, 0)])
+def test_a_setting_is_compared_with_what_is_committed_be_it_one_value_or_one_for_each_data_set(key, value, before):
+    committed = {"tokens": 5, "epochs.synth": 1, "epochs.folder": "auto", "seed": 0}
+    assert ran._committed(key, committed, value) == before
 
 
 def test_numbers_are_rounded(three):

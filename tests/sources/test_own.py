@@ -231,8 +231,9 @@ def table(root: Path, text: str, **settings):
     ("path,label,start,end\na.mp4,a,2,2\n", "line 2: the event goes from 2 to 2 s; expected a later end"),
     ("path,label\na.mp4,a\n./a.mp4,a\n", "line 3: 'a.mp4' is in line 2 already"),
     ("path,label\na.mp4,a\nno/../{root}/a.mp4,a\n", "line 3: 'a.mp4' is in line 2 already"),
+    ("path,label,start,end\na.mp4,a,0,1\na.mp4,a,0,1\n", "line 3: the same as line 2; expected each event once"),
     ("path,label\na\0.mp4,a\n", "line 2: the path 'a.x00.mp4' holds a zero byte"),
-    ("path;label;start\na.mp4;a;0,5\n", "line 2, start: '0,5' is no time in seconds"),
+    ("path;label;start\na.mp4;a;0,5\n", "'0,5' is no time in seconds; .* with a point, not a comma"),
 ])
 def test_what_a_table_gets_wrong_is_named(tmp_path, text, message):
     write_media(tmp_path / "a.mp4")

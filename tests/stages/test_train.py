@@ -285,5 +285,5 @@ def test_a_model_of_another_backbone_is_refused(project):
 
 
 def test_an_untrained_model_says_which_stage_makes_it(project):
-    with pytest.raises(UserError, match="was not trained; do it with dvc exp run -S"):
+    with pytest.raises(UserError, match="no model was trained here; do it with dvc exp run -S"):
         load_adapter(project / "data/models/lavish")
