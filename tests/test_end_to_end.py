@@ -70,7 +70,6 @@ def test_a_wrong_value_is_one_clear_error_and_the_next_run_goes_on(clone):
     assert "tokenz" in dvc(clone, "exp", "run", "-S", "tokenz=10", expect=255)
 
 
-@pytest.mark.long
 def test_an_unwritable_data_folder_is_one_clear_error_and_the_next_run_goes_on(clone):
     shutil.rmtree(clone / "data")
     (clone / "data").write_text("in the way")
