@@ -28,17 +28,19 @@ def main() -> None:
     name = options.name or experiment_name(options.settings)
     with only_run(project, print):
         drop_damaged(project)
-        try:
-            with changed(project, options.settings):
-                for command in (lambda: ["repro"], lambda: [*saving(project, name), "--quiet"]):
-                    with guarded([*DVC, *command()], cwd=project) as process:
-                        if process.wait():
-                            raise UserError(f"the experiment {name} failed; the workspace is as it was, and what was "
-                                            "made is kept: the same again goes on from there")
-        finally:  # whatever became of it; the cache may lack some
-            subprocess.run([*DVC, "checkout", "--quiet"], cwd=project, capture_output=True)
+        with changed(project, options.settings):
+            failed = _failed(project, "repro") or _failed(project, *saving(project, name), "--quiet")
+        subprocess.run([*DVC, "checkout", "--quiet"], cwd=project, capture_output=True)  # the cache may lack some
+    if failed:
+        raise UserError(f"the experiment {name} failed; the workspace is as it was, and what was made is kept: the "
+                        "same again goes on from there")
     print(f"the experiment {name} is kept, params.yaml is as it was. `dvc exp show --only-changed` compares, "
           f"`dvc exp apply {name}` brings its settings and results here")
+
+
+def _failed(project: Path, *command: str) -> bool:
+    with guarded([*DVC, *command], cwd=project) as process:
+        return process.wait() != 0
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def made(tmp_path_factory) -> Path:
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     with FileLock(shared / "made.lock"):
         if not (shared / "made.done").exists():
+            shutil.rmtree(shared / "made", ignore_errors=True)  # of a process that failed on the way
             _make(shared / "made" / "a project")
             (shared / "made.done").touch()
     return shared / "made" / "a project"

@@ -36,9 +36,6 @@ def main(arguments: list[str] | None = None) -> None:
                 add(rows)
                 count += len(rows)
                 bar.update(len(rows))
-        if not count and not failed:
-            raise UserError(f"no recordings among the {len(files)} files of {', '.join(options.files)}; expected "
-                            "videos with sound, or train, val or test")
     print(f"{options.out}: {count} windows")
     if failed:
         raise UserError("\n  ".join([f"{len(failed)} of {len(files)} files could not be read, or not all of them:",

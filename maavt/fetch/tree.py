@@ -87,10 +87,10 @@ def fingerprint(root: Path, named: Iterable[str] = ()) -> dict:
     """The number of files in or at `root`, and of those elsewhere that are `named`, and a hash of their names, sizes
     and times: seconds for 100,000 of them."""
     entries = {entry.name: entry for entry in walk(root, hidden=False)} if root.is_dir() else {}
-    for path in ([root / name for name in named if name not in entries] if root.is_dir() else [root]):
+    for name, path in [(root.name, root), *((name, root / name) for name in named if name not in entries)]:
         if path.is_file():
             facts = path.stat()
-            entries[str(path)] = Entry(str(path), facts.st_size, facts.st_mtime_ns)
+            entries[name] = Entry(name, facts.st_size, facts.st_mtime_ns)
     digest = hashlib.sha256()
     for name, entry in sorted(entries.items()):
         digest.update(f"{name}\0{entry.size}\0{entry.changed}\0{entry.reason}\n".encode(errors="surrogateescape"))

@@ -54,13 +54,13 @@ def settings(params: Params) -> list[dict]:
     others = {*params.augment, *get_args(Model)} - {params.dataset, *params.models}  # augment names every data set
     rows = []
     for key, value in here.items():
-        before = _committed(key, committed, value)
+        before = _before(key, committed, value)
         if before != value or not others & set(key.split(".")):
             rows.append({"key": key, "value": _text(value), "before": _text(before) if before != value else None})
     return rows
 
 
-def _committed(key: str, committed: dict, default: object) -> object:
+def _before(key: str, committed: dict, default: object) -> object:
     """The committed value of a key, be it that of all keys below it or of one above it; `default` where it has none."""
     below = {name.removeprefix(f"{key}."): value for name, value in committed.items() if name.startswith(f"{key}.")}
     above = [name for name in committed if key.startswith(f"{name}.")]

@@ -119,19 +119,27 @@ def of_any_length(recipe: Spectrogram) -> Spectrogram:
 
 
 def _plan(looks: Iterable[tuple[File, Look | Rejected]], recipe: Spectrogram) -> Iterator[Part]:
-    """The parts of files at which somebody has looked, still empty; no part is shorter than a window."""
+    """The parts of files at which somebody has looked, still empty; no part is shorter than a window. Raises UserError
+    where no file of folders is a recording."""
     from maavt.sources.folder import SUFFIXES
 
     step = recipe.clip_seconds - recipe.seconds
+    left_out: list[str] = []
+    planned = False
     for file, seen in looks:
         crashed = isinstance(seen, Rejected)  # or took too long: it may be a video
         suffix = PurePath(file.path).suffix.lower()
         if not crashed and seen.reason and not file.named and suffix not in SUFFIXES:
+            left_out.append(os.path.dirname(file.path))
             continue
+        planned = True
         total = 0.0 if crashed else seen.seconds
         begins = [number * step for number in range(max(int((total - recipe.seconds) // step) + 1, 1))]
         for begin, end in zip(begins, [*begins[1:], total or recipe.clip_seconds], strict=True):
             yield Part(file.path, float(begin), end - begin, total, last=begin == begins[-1])
+    if left_out and not planned:
+        raise UserError(f"no recordings among the {len(left_out)} files of {', '.join(sorted(set(left_out))[:5])}; "
+                        "expected videos with sound")
 
 
 def _read(part: Part, recipe: Spectrogram, frame_size: int, crop: int, keep: bool) -> Part:

@@ -95,10 +95,10 @@ def _row(where: str, fields: dict, root: Path, settings: Folder) -> Row:
         if row.to is not None and row.to <= begin:
             raise UserError(f"{where}: the clip goes from {begin:g} to {row.to:g} s; expected a later end")
         last = row.to or 1e7
-        for name, time, inside in (
-                ("starts", row.start, row.start is not None and begin - SLACK <= row.start < last),
-                ("ends", row.end, row.end is not None and begin < row.end <= last + SLACK)):
-            if time is not None and not inside:
+        start, end = (begin if row.start is None else row.start), (last if row.end is None else row.end)
+        for name, time, inside in (("starts", start, begin - SLACK <= start < last),
+                                   ("ends", end, begin < end <= last + SLACK)):
+            if not inside:
                 to = "its end" if row.to is None else f"{row.to:g} s"
                 raise UserError(f"{where}: the event {name} at {time:g} s, outside the clip from {begin:g} s to {to}; "
                                 "expected start and end in seconds of the recording, as from and to are")

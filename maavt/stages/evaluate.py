@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from maavt.clips import ABSENT, BACKGROUND, SEVERAL
 from maavt.errors import run
@@ -38,9 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     model = place(model, pick_device()).for_inference()
     loader = Loader(Reader.of(params.dataset), "test", batch=params.train.batch, image_size=params.image_size,
                     augment=config["augment"])
-    blank = torch.tensor(loader.index["splits"]["train"]["frame_mean"])
     batches = progress(loader.in_order(), label=name, unit="batch", total=len(loader))
-    said = predict_alone(model, batches, normalise, background=config["background"], blank=blank)
+    said = predict_alone(model, batches, normalise, background=config["background"])
     both, audio, visual = map(list, zip(*said, strict=True))
     counts, said = loader.index["splits"]["test"], {"av": both, "a": audio, "v": visual}
     clips, by_sound, by_sight = ([], [], []) if config["background"] else map(clip_scores, (both, audio, visual))

@@ -170,21 +170,20 @@ def predict(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *
 
 
 @torch.inference_mode()
-def predict_alone(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *, background: bool,
-                  blank: Tensor) -> Iterator[tuple[Prediction, Prediction, Prediction]]:
-    """The same, with what it says of the sound alone and of the picture alone.
+def predict_alone(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser, *, background: bool
+                  ) -> Iterator[tuple[Prediction, Prediction, Prediction]]:
+    """The same, with what it says of the sound alone and of the picture alone, where the mean stands in for the other.
 
-    Every picture is then one of the colour `blank` (3,), 0 to 255, and every spectrogram the training mean. A model
-    whose streams meet in its head alone (it has `encode` and `decide`) runs once for all three.
+    A model whose streams meet in its head alone (it has `encode` and `decide`) runs once for all three.
     """
     device = next(model.parameters()).device
     model.eval()
-    mean, std = (torch.tensor(values) * 255 for values in (normalise.image_mean, normalise.image_std))
-    colour = ((blank - mean) / std).to(device)[:, None, None]
     constant = None
     for batch in batches:
         frames, sound, _ = normalise(batch, device)
-        unseen, unheard = colour.expand_as(frames), torch.zeros_like(sound)  # 0: the mean, standardised
+        gone = {kind: torch.full((len(frames),), number, device=device) for number, kind in enumerate(ABSENT)}
+        unseen, _ = normalise.fill(frames, sound, gone["picture"])
+        _, unheard = normalise.fill(frames, sound, gone["sound"])
         if hasattr(model, "encode"):
             if constant is None:
                 constant = streams(model.encode(unseen[:1], unheard[:1]))

@@ -663,7 +663,8 @@ def _judge(path: Path) -> str:
 def test_every_mutated_file_gets_a_verdict(tmp_path, capfd):
     sources = [path for path in sorted([*CLIPS.glob("*"), *FAULTS.glob("*.*")]) if path.suffix not in (".md", ".sh")]
     for suffix, codec, acodec, fmt in (("mp4", "libx264", "aac", "fltp"), ("avi", "mpeg4", "pcm_s16le", "s16"),
-                                       ("mkv", "mjpeg", "flac", "s16"), ("nut", "mpeg4", "pcm_f32le", "flt")):
+                                       ("mkv", "mjpeg", "flac", "s16"), ("nut", "mpeg4", "pcm_f32le", "flt"),
+                                       ("mov", "libx264", "aac", "fltp")):
         sources.append(write_clip(tmp_path / f"a.{suffix}", [grey(i) for i in range(40)], codec=codec, acodec=acodec,
                                   fmt=fmt))
     rng = random.Random(6)
@@ -682,5 +683,5 @@ def test_every_mutated_file_gets_a_verdict(tmp_path, capfd):
         path.unlink()
     assert verdicts.total() == count
     assert set(verdicts) <= {"ok", *REASONS}
-    assert 0.2 < verdicts["ok"] / count < 0.9 and verdicts["decoder crashed"] < 0.01 * count + 1, verdicts
+    assert 0.2 < verdicts["ok"] / count < 0.8 and verdicts["decoder crashed"] < 0.01 * count + 1, verdicts
     assert capfd.readouterr() == ("", "")

@@ -108,7 +108,7 @@ def test_a_reason_that_one_split_alone_has_is_counted_in_all():
     ("epochs.synth", 1, 1), ("seed.a", 1, 0)])
 def test_a_setting_is_compared_with_what_is_committed_be_it_one_value_or_one_for_each_data_set(key, value, before):
     committed = {"tokens": 5, "epochs.synth": 1, "epochs.folder": "auto", "seed": 0}
-    assert ran._committed(key, committed, value) == before
+    assert ran._before(key, committed, value) == before
 
 
 def test_numbers_are_rounded(three):

@@ -385,6 +385,9 @@ def test_a_changed_folder_is_another_input_and_an_unchanged_one_is_the_same(tmp_
     states.append(look())
     assert len({state["sha256"] for state in states}) == 6
     assert fingerprint(tmp_path / "nowhere")["files"] == 0
+    alone = fingerprint(tmp_path / "beside.mp4")
+    (tmp_path / "beside.mp4").rename(root / "beside.mp4")
+    assert fingerprint(root / "beside.mp4") == alone and alone["files"] == 1
     make = Path("params.yaml").read_text()
     Path("params.yaml").write_text(make.replace("dataset: folder", "dataset: synth"))
     listing.main([])

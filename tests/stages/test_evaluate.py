@@ -120,7 +120,7 @@ def test_silence_is_the_mean_spectrogram_and_blank_the_mean_picture():
             heard.append(spectrograms)
             return super().forward(frames, spectrograms)
 
-    list(predict_alone(Recorder(), [BATCH], NORMALISE, background=True, blank=torch.tensor([25.5, 51.0, 76.5])))
+    list(predict_alone(Recorder(), [BATCH], replace(NORMALISE, frame_mean=(25.5, 51.0, 76.5)), background=True))
     assert (heard[2] == 0).all() and torch.equal(seen[2], seen[0]) and (seen[0] != 0).any()
     torch.testing.assert_close(seen[1], torch.zeros(2, 3, 4, 4), atol=1e-6, rtol=0)
     assert torch.equal(heard[1], heard[0]) and (heard[0] != 0).all()
@@ -133,10 +133,9 @@ def test_a_model_whose_streams_meet_in_its_head_says_the_same_of_each_alone_by_o
     frames, sound = torch.randn(3, 3, 32, 32), torch.randn(3, 32, 32)
     batch = Batch(frames, sound, torch.tensor([1, -1, 0]), ["a", "b", "c"], [0, 0, 0])
     plain = Normaliser(image_size=32, image_mean=(0, 0, 0), image_std=(1 / 255,) * 3, spectrogram_mean=0.0,
-                       spectrogram_std=0.5)
-    blank = torch.tensor([0.1, 0.2, 0.3])
-    said = predict_alone(model, [batch], plain, background=True, blank=blank)
-    without = blank[:, None, None].expand_as(frames)
+                       spectrogram_std=0.5, frame_mean=(0.1, 0.2, 0.3))
+    said = predict_alone(model, [batch], plain, background=True)
+    without = torch.tensor(plain.frame_mean)[:, None, None].expand_as(frames)
     pairs = ((frames, sound), (without, sound), (frames, torch.zeros_like(sound)))
     for told, pair in zip(zip(*said, strict=True), pairs, strict=True):
         classes, _ = model(*pair).probabilities()
