@@ -20,9 +20,10 @@ from maavt.work import project_root
 
 FEWEST, MOST = 3, 100  # epochs that `auto` makes
 PAPER = {  # what `recipe: paper` switches off or takes back
-    "maavt": {"lora_rank": 0, "bottleneck": 0, "same_class": "negatives", "contrastive_weight": 1.0,
+    "maavt": {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "same_class": "negatives", "contrastive_weight": 1.0,
               "contrastive_from": 0.0, "stream_weight": 0.0, "prompt_init": "random", "prompt_rate": 1.0},
-    "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "shift": 0.0, "gain": 0.0, "noise": 0.0},
+    "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "stretch": 0.0, "shift": 0.0,
+                      "gain": 0.0, "noise": 0.0},
     "train": {"clip": 0.0, "average": 0.0, "balance": 0.0, "modality_dropout": 0.0},
 }
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -178,11 +179,12 @@ class Shard:
 
 @settings
 class AugmentSound:
-    """What training does to spectrograms: widest masks and shift as shares of their sides, gain and noise in units of
-    the standardised spectrogram."""
+    """What training does to spectrograms: widest masks, stretch and shift as shares of their sides, gain and noise in
+    units of the standardised spectrogram."""
 
     time_mask: Share
     frequency_mask: Share
+    stretch: Share
     shift: Share
     gain: Annotated[float, Field(ge=0, le=10)]
     noise: Annotated[float, Field(ge=0, le=10)]
@@ -230,6 +232,7 @@ class Maavt:
     mining: Annotated[float, Field(ge=0, lt=1)] | None
     lora_rank: Annotated[int, Field(ge=0, le=1024)]
     bottleneck: Annotated[int, Field(ge=0, le=4096)]
+    head_blocks: Annotated[int, Field(ge=1, le=1000)]
     merge: Annotated[int, Field(ge=0, le=4096)]
     adapter_rate: PartRate
     same_class: Literal["negatives", "left_out", "positives"]

@@ -1,9 +1,10 @@
 """MA-AVT: prompts for a frozen Vision Transformer that two streams share (supplement, sections B and C).
 
 `lora_rank` and `bottleneck` are no part of the paper: they give each stream something of its own in every block; nor is
-`merge`: so many patches of each stream become part of others in every block but the last.
+`head_blocks`: the heads read the class and background tokens after so many blocks, evenly spaced, the last one among
+them; nor `merge`: so many patches of each stream become part of others in every block but the last.
 
-B pairs, N tokens of a stream, D width, K blocks, C classes. The tokens of a stream are
+B pairs, N tokens of a stream, D width, K blocks, H of them read by the heads, C classes. The tokens of a stream are
 [class prompt, patches, (background prompt), unimodal prompts, shared prompts].
 """
 
@@ -42,9 +43,12 @@ class MaavtConfig:
     projector: str = "mlp"
     lora_rank: int = 0
     bottleneck: int = 0
+    head_blocks: int = 1
     merge: int = 0
 
     def __post_init__(self):
+        if self.head_blocks < 1:
+            raise ValueError(f"head_blocks: {self.head_blocks}; expected 1 or more")
         for name in ("tokens", "lora_rank", "bottleneck", "merge"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)}; expected 0 or more")
@@ -107,8 +111,10 @@ class MAAVT(nn.Module):
         self.audio_projectors = nn.ModuleList(_projector(config.projector, width) for _ in range(blocks))
         self.adapters = nn.ModuleList(StreamAdapters(width, config.lora_rank, config.bottleneck)
                                       for _ in backbone.blocks if config.lora_rank or config.bottleneck)
-        self.head = nn.Linear(2 * width, config.classes)
-        self.background_head = nn.Linear(2 * width, 1) if config.background else None
+        self.early = read_early(config.head_blocks, len(backbone.blocks))
+        read = 2 * width * (len(self.early) + 1)
+        self.head = nn.Linear(read, config.classes)
+        self.background_head = nn.Linear(read, 1) if config.background else None
 
     @torch.no_grad()
     def begin(self, frames: Tensor, spectrograms: Tensor) -> None:
@@ -173,9 +179,13 @@ class MAAVT(nn.Module):
         merged = Merged.none(x, 1, patches) if self.config.merge else None
         compared = self.training and self.visual_projectors
         *blocks, last = self._blocks()
-        projections = []
+        projections, summaries = [], []
         for number, (block, own) in enumerate(blocks):
             x, merged = remade(self.checkpointing, run_merging, block, x, merged, self.config.merge, own=own)
+            if number in self.early:
+                background = 1 + (merged.patches if merged else patches)
+                summaries.append(plain_norm(torch.cat(
+                    [x[:, :1], x[:, background : background + self.config.background]], 1)))
             if compared and self.config.contrastive == "blockwise":
                 projections.append(self._project(number, x[:, shared]))
         patches = merged.patches if merged else patches
@@ -186,8 +196,8 @@ class MAAVT(nn.Module):
         x, _ = remade(self.checkpointing, run_merging, block, x, merged, read=slice(0, read), own=own)
         if compared:
             projections.append(self._project(-1, x[:, -self.config.tokens :]))
-        summary = self.backbone.norm(x[:, : 1 + self.config.background]).float()
-        summary = torch.cat(streams(summary), -1)  # (B, 1 or 2, 2 D)
+        summaries.append(self.backbone.norm(x[:, : 1 + self.config.background]).float())
+        summary = torch.cat(streams(torch.cat(summaries, -1)), -1)  # (B, 1 or 2, 2 H D)
         return Output(
             logits=self.head(summary[:, 0]),
             background=self.background_head(summary[:, 1])[:, 0] if self.config.background else None,
@@ -197,7 +207,7 @@ class MAAVT(nn.Module):
         )
 
     def _streams(self, summary: Tensor) -> list[Tensor]:
-        """What the head says of each stream alone, from (B, 2 D): (B, C) of the picture and of the sound."""
+        """What the head says of each stream alone, from (B, 2 H D): (B, C) of the picture and of the sound."""
         return [F.linear(stream, weight, self.head.bias)
                 for stream, weight in zip(summary.chunk(2, -1), self.head.weight.chunk(2, -1), strict=True)]
 
@@ -255,7 +265,7 @@ class MaavtInference(nn.Module):
         vit, self.background, self.multilabel = model.backbone, model.config.background, model.config.multilabel
         self.see, self.hear = FastPatches(vit, kind, pack, channels=3), FastPatches(vit, kind, pack, channels=1)
         self.blocks, self.norm = fast_blocks(vit, kind, pack, own=model.adapters), constant(vit.norm, kind)
-        self.merge = model.config.merge
+        self.merge, self.early = model.config.merge, model.early
         self.register_buffer("learned", model.learned_tokens().detach().to(kind), persistent=False)  # (2, 1 + M, D)
         self.head = constant(model.head, torch.float32)
         self.background_head = constant(model.background_head, torch.float32) if self.background else None
@@ -264,24 +274,29 @@ class MaavtInference(nn.Module):
         return self.decide(self.encode(frames, spectrograms))
 
     def encode(self, frames: Tensor, spectrograms: Tensor) -> Tensor:
-        """Each stream by itself, read at the class and background tokens: (2 B, 1 or 2, D), visual then audio."""
-        return self._run(frames, spectrograms, 1 + self.background)
+        """Each stream by itself, read at the class and background tokens: (2 B, 1 or 2, H D), visual then audio."""
+        return self._run(frames, spectrograms, 1 + self.background)[1]
 
-    def _run(self, frames: Tensor, spectrograms: Tensor, read: int) -> Tensor:
-        """The first `read` of all tokens after the last block: (2 B, read, D)."""
+    def _run(self, frames: Tensor, spectrograms: Tensor, read: int) -> tuple[Tensor, Tensor]:
+        """The first `read` of all tokens after the last block (2 B, read, D), and what encode() gives."""
         x = torch.cat([self.see(frames), self.hear(spectrograms[:, None])])  # (2 B, N, D)
         learned = self.learned[:, None].expand(-1, frames.shape[0], -1, -1).flatten(0, 1)  # ONNX has this for any B
         x = torch.cat([learned, x], 1)  # what is read first; attention does not see the order
         first = learned.shape[1]
         merged = Merged.none(x, first, x.shape[1] - first) if self.merge else None
         *blocks, last = self.blocks
-        for block in blocks:
+        summaries = []
+        for number, block in enumerate(blocks):
             x, merged = block.merging(x, merged, self.merge) if merged else (block(x), None)
-        return last(x, read, merged)
+            if number in self.early:
+                summaries.append(plain_norm(x[:, : 1 + self.background]))
+        x = last(x, read, merged)
+        summaries.append(self.norm(x[:, : 1 + self.background]).float())
+        return x, torch.cat(summaries, -1)
 
-    def decide(self, x: Tensor) -> Output:
+    def decide(self, encoded: Tensor) -> Output:
         """What the heads say of both streams, as encode() gives them."""
-        summary = torch.cat(streams(self.norm(x).float()), -1)  # (B, read, 2 D)
+        summary = torch.cat(streams(encoded), -1)  # (B, 1 or 2, 2 H D)
         return Output(self.head(summary[:, 0]),
                       self.background_head(summary[:, 1])[:, 0] if self.background else None,
                       multilabel=self.multilabel)
@@ -298,11 +313,24 @@ class MaavtVectors(MaavtInference):
                                      for projectors in (model.visual_projectors, model.audio_projectors))
 
     def forward(self, frames: Tensor, spectrograms: Tensor) -> tuple[Output, Tensor, Tensor]:
-        x = self._run(frames, spectrograms, self.learned.shape[1])
+        x, encoded = self._run(frames, spectrograms, self.learned.shape[1])
         means = streams(x[:, -self.tokens :].float().mean(1))
         visual, audio = (nn.functional.normalize(project(mean), dim=-1)
                          for project, mean in zip(self.project, means, strict=True))
-        return self.decide(x[:, : 1 + self.background]), visual, audio
+        return self.decide(encoded), visual, audio
+
+
+def read_early(count: int, blocks: int) -> list[int]:
+    """Numbers of the blocks, but the last, after which the heads read, if they read `count` of so many blocks, at most
+    all of them, evenly spaced."""
+    count = min(count, blocks)
+    return [blocks * number // count - 1 for number in range(1, count)]
+
+
+def plain_norm(tokens: Tensor) -> Tensor:
+    """Tokens (B, N, D) of an early block, each with mean 0 and deviation 1, as float32: the backbone's own norm suits
+    the last block alone."""
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
 def _projector(kind: str, width: int) -> nn.Module:

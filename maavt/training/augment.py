@@ -4,6 +4,7 @@ B pairs, S image size; a spectrogram is (S, S), time first, standardised: 0 is t
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
@@ -14,9 +15,12 @@ from maavt.params import AugmentSound
 def augment_sound(sound: Tensor, settings: AugmentSound) -> Tensor:
     """Spectrograms (B, S, S), each changed in its own way, drawn from torch's global generators.
 
-    Time and frequency masks are SpecAugment's (Park et al., Interspeech 2019), in torchaudio's form.
+    Time and frequency masks are SpecAugment's (Park et al., Interspeech 2019), in torchaudio's form; stretching stands
+    for another tempo and another pitch (random resized crop: Niizumi et al., BYOL for Audio, IJCNN 2021).
     """
     pairs, times, bins = sound.shape
+    if settings.stretch:
+        sound = _stretched(sound, settings.stretch)
     if settings.shift:
         most = round(settings.shift * times)
         offsets = torch.randint(-most, most + 1, (pairs, 1), device=sound.device)
@@ -32,6 +36,16 @@ def augment_sound(sound: Tensor, settings: AugmentSound) -> Tensor:
         if round(width):
             upright = mask(round(width), iid_masks=True)(upright)
     return upright[:, 0].mT
+
+
+def _stretched(sound: Tensor, most: float) -> Tensor:
+    """Spectrograms (B, S, S) whose time and frequencies are scaled by 1 - most to 1 + most, each on its own, and moved
+    so that they fill the square, or lie within it; what is nearest fills the rest."""
+    scales = 1 + most * (2 * torch.rand(len(sound), 2, device=sound.device) - 1)  # of frequency, and of time
+    middles = (1 - scales) * (2 * torch.rand_like(scales) - 1)
+    grid = F.affine_grid(torch.cat([torch.diag_embed(scales), middles[:, :, None]], 2), [*sound[:, None].shape],
+                         align_corners=False)
+    return F.grid_sample(sound[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
 
 
 def drop_modality(absent: Tensor | None, pairs: int, share: float, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from maavt.models import create_model
-from maavt.models.maavt import MAAVT, MaavtConfig
+from maavt.models.maavt import MAAVT, MaavtConfig, read_early
 from maavt.models.vit import as_images, embed_patches, train_only
 from maavt.training.losses import losses
 from tests.models.reference import (
@@ -161,6 +161,27 @@ def test_an_ablation_removes_its_part_and_still_trains(changes, gone):
     assert (parts.contrastive == 0) == (changes.get("contrastive") == "off")
 
 
+def test_the_heads_read_the_tokens_of_several_blocks_evenly_spaced_the_last_one_among_them():
+    assert [read_early(count, 12) for count in (1, 2, 4, 5, 12, 40)] == [
+        [], [5], [2, 5, 8], [1, 3, 6, 8], [*range(11)], [*range(11)]]
+    pairs, models = random_pairs(), []
+    for count in (3, 1):
+        torch.manual_seed(0)
+        models.append(make(head_blocks=count).eval())
+    model, one = models
+    found = model(*pairs)
+    with torch.no_grad():  # the columns of a stream's last block are all that one that reads nothing else has
+        for head, whole in ((one.head, model.head), (one.background_head, model.background_head)):
+            picture, sound = whole.weight.chunk(2, 1)
+            head.weight.copy_(torch.cat([picture.chunk(3, 1)[-1], sound.chunk(3, 1)[-1]], 1))
+            head.bias.copy_(whole.bias)
+            for stream in (picture, sound):
+                stream[:, : -stream.shape[1] // 3] = 0
+    assert not torch.allclose(found.logits, model(*pairs).logits, atol=1e-3)
+    torch.testing.assert_close(model(*pairs).logits, one(*pairs).logits)
+    torch.testing.assert_close(model(*pairs).background, one(*pairs).background)
+
+
 def test_the_final_contrastive_loss_compares_the_last_block_alone():
     model, theirs = golden_model("maavt_no_background")
     final, _ = golden_model("maavt_no_background", contrastive="final")
@@ -269,6 +290,7 @@ def test_layer_scales_of_the_backbone_are_applied_in_the_last_block_too():
 @pytest.mark.parametrize("changes, told", [
     ({"tokens": -1}, "tokens: -1; expected 0 or more"),
     ({"lora_rank": -1}, "lora_rank: -1; expected 0 or more"),
+    ({"head_blocks": 0}, "head_blocks: 0; expected 1 or more"),
     ({"projector": "conv"}, "projector: 'conv'; expected one of mlp, linear"),
     ({"contrastive": "on"}, "contrastive: 'on'; expected blockwise, final or off"),
     ({"tokens": 0}, "the contrastive loss needs shared prompts"),

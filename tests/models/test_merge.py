@@ -23,7 +23,7 @@ def make(merge: int, **changes) -> MAAVT:
 
 @pytest.mark.parametrize("merge", [1, 3, 5, 100])
 @pytest.mark.parametrize("changes", [{}, {"background": False, "lora_rank": 0, "unimodal_prompts": False},
-                                     {"tokens": 0, "contrastive": "off"}])
+                                     {"tokens": 0, "contrastive": "off"}, {"head_blocks": 3}])
 def test_the_form_for_inference_merges_what_the_trained_form_merges(merge, changes):
     model = make(merge, **changes).eval()
     for pairs in (6, 1):

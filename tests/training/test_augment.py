@@ -6,7 +6,7 @@ import torch
 from maavt.params import AugmentSound
 from maavt.training.augment import augment_sound, drop_modality
 
-NOTHING = AugmentSound(time_mask=0, frequency_mask=0, shift=0, gain=0, noise=0)
+NOTHING = AugmentSound(time_mask=0, frequency_mask=0, stretch=0, shift=0, gain=0, noise=0)
 
 
 def changed(sound: torch.Tensor, seed: int = 0, **settings) -> torch.Tensor:
@@ -17,7 +17,7 @@ def changed(sound: torch.Tensor, seed: int = 0, **settings) -> torch.Tensor:
 SOUND = torch.randn(8, 20, 20, generator=torch.Generator().manual_seed(0)) + 10
 
 
-@pytest.mark.parametrize("name", ["time_mask", "frequency_mask", "shift", "gain", "noise"])
+@pytest.mark.parametrize("name", ["time_mask", "frequency_mask", "stretch", "shift", "gain", "noise"])
 def test_every_pair_is_changed_in_its_own_way_which_the_seed_fixes(name):
     alike = SOUND[:1].expand(8, -1, -1)
     found, again, other = (changed(alike, seed, **{name: 0.5}) for seed in (0, 0, 1))
@@ -44,6 +44,20 @@ def test_a_shift_moves_the_time_and_loses_nothing():
     moved = [next(by for by in range(-5, 6) if torch.equal(one.roll(-by, 0), SOUND[number]))
              for number, one in enumerate(found)]
     assert len(set(moved)) > 2
+
+
+def test_stretching_scales_time_and_frequencies_each_on_its_own_and_within_the_bound():
+    ramp = torch.arange(20.0)
+    sound = (ramp[:, None] + 1000 * ramp).expand(64, -1, -1)  # what stood where, to be read off
+    found = changed(sound, stretch=0.2)
+    times, bins = found % 1000, found // 1000
+    inner = slice(8, 12)  # never reached by what fills the edges
+    pace = found[:, inner, 10].diff(dim=1).mean(1)
+    pitch = found[:, 10, inner].diff(dim=1).mean(1) / 1000
+    for scale in (pace, pitch):
+        assert 0.8 <= scale.min() < 0.85 and 1.15 < scale.max() <= 1.2
+    assert torch.corrcoef(torch.stack([pace, pitch]))[0, 1].abs() < 0.4
+    assert times.min() >= 0 and bins.max() <= 19
 
 
 def test_gain_adds_the_same_to_a_whole_spectrogram_and_noise_does_not():
