@@ -1,11 +1,12 @@
 """MA-AVT: prompts for a frozen Vision Transformer that two streams share (supplement, sections B and C).
 
-`lora_rank` and `bottleneck` are no part of the paper: they give each stream something of its own in every block; nor is
-`head_blocks`: the heads read the class and background tokens after so many blocks, evenly spaced, the last one among
-them; nor `merge`: so many patches of each stream become part of others in every block but the last.
+Not in the paper: `lora_rank` and `bottleneck` give each stream something of its own in every block; with `head_blocks`
+the heads read the class and background tokens after so many blocks, evenly spaced, the last one among them, and after
+all but the last the mean of the patches beside; `merge` makes so many patches of each stream part of others in every
+block but the last.
 
-B pairs, N tokens of a stream, D width, K blocks, H of them read by the heads, C classes. The tokens of a stream are
-[class prompt, patches, (background prompt), unimodal prompts, shared prompts].
+B pairs, N tokens of a stream, D width, K blocks, C classes, H numbers of a stream that the heads read. The tokens of a
+stream are [class prompt, patches, (background prompt), unimodal prompts, shared prompts].
 """
 
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ class MAAVT(nn.Module):
         self.adapters = nn.ModuleList(StreamAdapters(width, config.lora_rank, config.bottleneck)
                                       for _ in backbone.blocks if config.lora_rank or config.bottleneck)
         self.early = read_early(config.head_blocks, len(backbone.blocks))
-        read = 2 * width * (len(self.early) + 1)
+        read = 2 * width * (2 * len(self.early) + 1)
         self.head = nn.Linear(read, config.classes)
         self.background_head = nn.Linear(read, 1) if config.background else None
 
@@ -183,9 +184,9 @@ class MAAVT(nn.Module):
         for number, (block, own) in enumerate(blocks):
             x, merged = remade(self.checkpointing, run_merging, block, x, merged, self.config.merge, own=own)
             if number in self.early:
-                background = 1 + (merged.patches if merged else patches)
-                summaries.append(plain_norm(torch.cat(
-                    [x[:, :1], x[:, background : background + self.config.background]], 1)))
+                behind = 1 + (merged.patches if merged else patches)
+                read = torch.cat([x[:, :1], x[:, behind : behind + self.config.background]], 1)
+                summaries.append(early_summary(read, x[:, 1:behind], merged))
             if compared and self.config.contrastive == "blockwise":
                 projections.append(self._project(number, x[:, shared]))
         patches = merged.patches if merged else patches
@@ -197,7 +198,7 @@ class MAAVT(nn.Module):
         if compared:
             projections.append(self._project(-1, x[:, -self.config.tokens :]))
         summaries.append(self.backbone.norm(x[:, : 1 + self.config.background]).float())
-        summary = torch.cat(streams(torch.cat(summaries, -1)), -1)  # (B, 1 or 2, 2 H D)
+        summary = torch.cat(streams(torch.cat(summaries, -1)), -1)  # (B, 1 or 2, 2 H)
         return Output(
             logits=self.head(summary[:, 0]),
             background=self.background_head(summary[:, 1])[:, 0] if self.config.background else None,
@@ -207,7 +208,7 @@ class MAAVT(nn.Module):
         )
 
     def _streams(self, summary: Tensor) -> list[Tensor]:
-        """What the head says of each stream alone, from (B, 2 H D): (B, C) of the picture and of the sound."""
+        """What the head says of each stream alone, from (B, 2 H): (B, C) of the picture and of the sound."""
         return [F.linear(stream, weight, self.head.bias)
                 for stream, weight in zip(summary.chunk(2, -1), self.head.weight.chunk(2, -1), strict=True)]
 
@@ -274,7 +275,7 @@ class MaavtInference(nn.Module):
         return self.decide(self.encode(frames, spectrograms))
 
     def encode(self, frames: Tensor, spectrograms: Tensor) -> Tensor:
-        """Each stream by itself, read at the class and background tokens: (2 B, 1 or 2, H D), visual then audio."""
+        """Each stream by itself, read at the class and background tokens: (2 B, 1 or 2, H), visual then audio."""
         return self._run(frames, spectrograms, 1 + self.background)[1]
 
     def _run(self, frames: Tensor, spectrograms: Tensor, read: int) -> tuple[Tensor, Tensor]:
@@ -289,14 +290,15 @@ class MaavtInference(nn.Module):
         for number, block in enumerate(blocks):
             x, merged = block.merging(x, merged, self.merge) if merged else (block(x), None)
             if number in self.early:
-                summaries.append(plain_norm(x[:, : 1 + self.background]))
+                behind = first + merged.patches if merged else None
+                summaries.append(early_summary(x[:, : 1 + self.background], x[:, first:behind], merged))
         x = last(x, read, merged)
         summaries.append(self.norm(x[:, : 1 + self.background]).float())
         return x, torch.cat(summaries, -1)
 
     def decide(self, encoded: Tensor) -> Output:
         """What the heads say of both streams, as encode() gives them."""
-        summary = torch.cat(streams(encoded), -1)  # (B, 1 or 2, 2 H D)
+        summary = torch.cat(streams(encoded), -1)  # (B, 1 or 2, 2 H)
         return Output(self.head(summary[:, 0]),
                       self.background_head(summary[:, 1])[:, 0] if self.background else None,
                       multilabel=self.multilabel)
@@ -327,10 +329,14 @@ def read_early(count: int, blocks: int) -> list[int]:
     return [blocks * number // count - 1 for number in range(1, count)]
 
 
-def plain_norm(tokens: Tensor) -> Tensor:
-    """Tokens (B, N, D) of an early block, each with mean 0 and deviation 1, as float32: the backbone's own norm suits
-    the last block alone."""
-    return F.layer_norm(tokens.float(), tokens.shape[-1:])
+def early_summary(read: Tensor, patches: Tensor, merged: Merged | None) -> Tensor:
+    """What the heads read of an early block, from its class and background tokens (B, R, D) and its patches (B, P, D),
+    of which some may stand for several: each token beside the mean of the patches, (B, R, 2 D). Each counts with mean
+    0 and deviation 1: the backbone's own norm suits the last block alone."""
+    read, patches = (F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in (read, patches))
+    if merged:
+        patches = patches * (merged.size / merged.size.mean(1, keepdim=True))[:, :, None]
+    return torch.cat([read, patches.mean(1, keepdim=True).expand_as(read)], -1)
 
 
 def _projector(kind: str, width: int) -> nn.Module:
