@@ -34,6 +34,9 @@ Whole = Annotated[Annotated[Count, Tag(NUMBER)] | Annotated[Literal["auto"], Tag
                   Discriminator(lambda value: WORD if value == "auto" else NUMBER)]
 PerDataset = Annotated[Annotated[Whole, Tag(NUMBER)] | Annotated[dict[str, Whole], Tag(TABLE)],
                        Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)]
+Pairs = Annotated[int, Field(ge=2)]
+BatchPerDataset = Annotated[Annotated[Pairs, Tag(NUMBER)] | Annotated[dict[str, Pairs], Tag(TABLE)],
+                            Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)]
 Model = Literal["maavt", "linear", "lavish", "mbt"]
 Weights = str
 PartRate = Annotated[float, Field(gt=0, le=10)]
@@ -192,12 +195,12 @@ class AugmentSound:
 
 @settings
 class Train:
-    """The train stage; batch and shuffle count pairs. `epochs` is one number, or one for each data set; auto: as many
-    as make `steps`."""
+    """The train stage; batch and shuffle count pairs. `epochs` and `batch` are one number, or one for each data set;
+    epochs: auto are as many as make `steps`. In load_params() `batch` is the number of the data set."""
 
     epochs: PerDataset
     steps: Count
-    batch: Annotated[int, Field(ge=2)]
+    batch: BatchPerDataset
     learning_rate: Annotated[float, Field(gt=0, lt=10)]
     schedule: Literal["one_cycle", "step"]
     step_epochs: Count
@@ -348,8 +351,9 @@ class Params:
                             "dataset: vggsound")
         if self.dataset not in self.shard.spectrogram:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
-        if isinstance(self.train.epochs, dict) and self.dataset not in self.train.epochs:
-            mistakes.append(f"train.epochs: nothing for the data set {self.dataset!r}; expected a number")
+        for key in ("epochs", "batch"):
+            if isinstance(own := getattr(self.train, key), dict) and self.dataset not in own:
+                mistakes.append(f"train.{key}: nothing for the data set {self.dataset!r}; expected a number")
         if self.dataset not in self.augment:
             mistakes.append(f"augment: nothing for the data set {self.dataset!r}; expected crop or resized_crop")
         if len(set(self.models)) < len(self.models):
@@ -371,9 +375,12 @@ class Params:
         return min(max(-(-self.train.steps // steps), FEWEST), MOST) if own == "auto" else own
 
     def resolved(self) -> "Params":
-        """These settings with the recipe applied: `paper` has what PAPER says, whatever the file does."""
+        """These settings with what holds for the data set, and with the recipe applied: `paper` has what PAPER says,
+        whatever the file does."""
         paper = self.recipe == "paper"
         made = self
+        if isinstance(self.train.batch, dict):
+            made = replace(made, train=replace(made.train, batch=self.train.batch[self.dataset]))
         if self.maavt.mining is None:
             made = replace(made, maavt=replace(made.maavt, mining=0.2 if paper else 0.0))
         if not paper:

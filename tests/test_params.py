@@ -47,6 +47,13 @@ def test_epochs_are_one_number_or_one_for_each_data_set():
     assert parse_params(changed(train__epochs={"synth": 3, "ave": 9})).epochs(steps=100) == 3
 
 
+def test_the_batch_is_one_number_or_one_for_each_data_set():
+    assert parse_params(changed(train__batch=7)).train.batch == 7
+    assert parse_params(changed(train__batch={"synth": 3, "ave": 9})).train.batch == 3
+    with pytest.raises(UserError, match="train.batch: nothing for the data set 'synth'; expected a number"):
+        parse_params(changed(train__batch={"ave": 9}))
+
+
 @pytest.mark.parametrize("pairs, epochs", [(44, 100), (600, 22), (30_000, 3)])
 def test_automatic_epochs_make_the_wanted_steps_within_bounds(pairs, epochs):
     params = parse_params(changed(train__epochs={"synth": "auto"}, train__steps=400))
