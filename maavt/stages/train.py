@@ -26,6 +26,7 @@ from maavt.shards.reader import Reader
 from maavt.training.adapter import save_adapter, trained_weights
 from maavt.training.augment import augment_sound, drop_modality
 from maavt.training.average import Average
+from maavt.training.blend import blend
 from maavt.training.checkpoint import Checkpoint, NotFinite
 from maavt.training.losses import class_weights, losses, mine_background, whole_batch
 from maavt.training.precision import mean_average_precision
@@ -121,6 +122,7 @@ class Training:
         self.weights = class_weights(loaders["train"].class_pairs(), train.balance).to(self.device) \
             if train.balance else None
         self.epoch, self.best, self.history = 0, {"map" if self.multilabel else "accuracy": -1.0}, []
+        self.blended: dict[str, float] | None = None  # how much the streams count in the head
         self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
 
     def _first_pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,6 +160,18 @@ class Training:
                 live.make_summary()
         with self.average.applied():
             self.found["after"] = self._retrieve()
+        if self.team.first and getattr(self.own, "blend", False):
+            self._blend()
+
+    def _blend(self) -> None:
+        """Weigh the streams in the head of the kept epoch."""
+        self.model.load_state_dict(self.best["weights"], strict=False)
+        weights = blend(self.model, self.loaders["val"].in_order(), self.normalise)
+        if weights:
+            self.best["weights"]["head.weight"] = self.model.head.weight.detach().cpu().clone()
+            self.blended = dict(zip(("picture", "sound"), weights, strict=True))
+            print(f"{self.name}: the picture counts {weights[0]:.2f}, the sound {weights[1]:.2f} (by the validation "
+                  "pairs)")
 
     def _retrieve(self) -> dict | None:
         """How well the sounds of the validation split find their pictures now."""
@@ -307,6 +321,7 @@ class Training:
             "epoch": self.best["epoch"],
             **self._reached(),
             "retrieval": self.found if self.found["after"] else None,
+            "blend": self.blended,
         }
 
 

@@ -1,0 +1,68 @@
+"""How much each stream counts in what MA-AVT's head says: fitted on the validation split, when training has ended.
+
+A stream that learns its training pairs by heart (faces of few speakers) is as sure of others as of those, and outvotes
+the one that knows. What the streams say is added up, so two numbers put that right, and cost nothing afterwards.
+N pairs, C classes, H numbers of a stream that the head reads.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maavt.models.vit import streams
+from maavt.shards.loader import Batch
+from maavt.training.retrieval import MOST
+from maavt.training.runtime import Normaliser
+
+
+@torch.no_grad()
+def blend(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser) -> tuple[float, float] | None:
+    """Weigh the picture's and the sound's columns of MA-AVT's head, in place, by what suits the first pairs of the
+    batches that have both and are no background; the two weights, or None where there is no such pair."""
+    device, form = next(model.parameters()).device, model.for_inference()
+    said, truth, pairs = [], [], 0
+    for batch in batches:
+        frames, sound, labels = normalise(batch, device)
+        kept = labels >= 0 if labels.dim() == 1 else labels.any(1)
+        if batch.absent is not None:
+            kept &= (batch.absent == 0).to(device)
+        read = streams(form.encode(frames, sound)[:, 0])
+        said.append(torch.stack([F.linear(stream, weight)[kept] for stream, weight in
+                                 zip(read, model.head.weight.chunk(2, 1), strict=True)]))
+        truth.append(labels[kept])
+        pairs += len(batch.keys)
+        if pairs >= MOST:
+            break
+    said, truth = torch.cat(said, 1).cpu(), torch.cat(truth).cpu()  # (2, N, C)
+    if not len(truth):
+        return None
+    weights = fitted(said, model.head.bias.detach().cpu(), truth)
+    for columns, weight in zip(model.head.weight.chunk(2, 1), weights, strict=True):
+        columns *= weight
+    return weights
+
+
+def fitted(said: Tensor, bias: Tensor, truth: Tensor) -> tuple[float, float]:
+    """The weights of what picture and sound say (2, N, C) that make the class loss of the pairs least; `truth` is (N,),
+    or (N, C) where clips have several labels. Beside the loss, summed over the pairs, counts how far the weights are
+    from 1, so that few pairs, or none that is wrong, do not carry them off."""
+    said, bias = said.double(), bias.double()
+    logs = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        logits = (logs.exp()[:, None, None] * said).sum(0) + bias
+        if truth.dim() > 1:
+            found = F.binary_cross_entropy_with_logits(logits, truth.double(), reduction="sum")
+        else:
+            found = F.cross_entropy(logits, truth, reduction="sum")
+        found = found + logs.square().sum()
+        found.backward()
+        return found
+
+    with torch.enable_grad():
+        search.step(loss)
+    return tuple(round(weight, 4) for weight in logs.detach().exp().tolist())

@@ -1,0 +1,72 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maavt.models.maavt import MAAVT, MaavtConfig
+from maavt.shards.loader import Batch
+from maavt.training.blend import blend, fitted
+from maavt.training.runtime import Normaliser
+from tests.models.reference import layer_scale_vit
+
+CLASSES, PAIRS = 4, 200
+TRUTH = torch.arange(PAIRS) % CLASSES
+KNOWS = 3 * F.one_hot(TRUTH, CLASSES) + torch.randn(PAIRS, CLASSES, generator=torch.Generator().manual_seed(0))
+SHOUTS = 9 * torch.randn(PAIRS, CLASSES, generator=torch.Generator().manual_seed(1))
+
+
+def right(said: torch.Tensor, weights=(1.0, 1.0)) -> float:
+    return (sum(w * part for w, part in zip(weights, said, strict=True)).argmax(1) == TRUTH).float().mean().item()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_stream_that_is_sure_of_anything_counts_little_and_the_other_is_heard(several):
+    said = torch.stack([SHOUTS, KNOWS])
+    truth = F.one_hot(TRUTH, CLASSES).float() if several else TRUTH
+    shouting, knowing = fitted(said, torch.zeros(CLASSES), truth)
+    assert shouting < 0.1 < 0.5 < knowing
+    assert right(said, (shouting, knowing)) > right(said) + 0.3
+    turned = fitted(said.flip(0), torch.zeros(CLASSES), truth)
+    assert turned == pytest.approx((knowing, shouting), abs=1e-3)
+
+
+@pytest.mark.parametrize("pairs", [1, 8, PAIRS])
+def test_pairs_that_are_all_right_do_not_carry_the_weights_off(pairs):
+    sure = 8.0 * F.one_hot(TRUTH, CLASSES)
+    assert all(1 <= weight < 1.5 for weight in fitted(torch.stack([sure, sure])[:, :pairs], torch.zeros(CLASSES),
+                                                       TRUTH[:pairs]))
+
+
+def batches(labels: torch.Tensor, absent: torch.Tensor | None = None) -> list[Batch]:
+    drawn = torch.Generator().manual_seed(3)
+    return [Batch(frames=torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=drawn),
+                  spectrograms=torch.randn(len(labels), 32, 32, generator=drawn), labels=labels,
+                  keys=["a"] * len(labels), seconds=[0.0] * len(labels), absent=absent)]
+
+
+NORMALISE = Normaliser(image_size=32, image_mean=(0.5,) * 3, image_std=(0.5,) * 3, spectrogram_mean=0.0,
+                       spectrogram_std=0.5)
+
+
+def test_the_head_says_afterwards_what_the_weighed_streams_say_and_nothing_else_of_the_model_changes():
+    torch.manual_seed(0)
+    model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=True, tokens=2, head_blocks=2)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    labels = torch.tensor([0, 1, -1, 2, 3, 0])
+    picture, sound = blend(model, batches(labels), NORMALISE)
+    assert picture != 1 != sound
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"head.weight"}
+    left, right = before["head.weight"].chunk(2, 1)
+    torch.testing.assert_close(model.head.weight.detach(), torch.cat([picture * left, sound * right], 1))
+
+
+def test_background_and_pairs_that_lack_a_modality_have_no_say():
+    def found(labels, absent=None):
+        torch.manual_seed(0)
+        model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=True, tokens=2)).eval()
+        return blend(model, batches(torch.tensor(labels), absent), NORMALISE)
+
+    whole = found([0, 1, 2, 3])
+    lacking = torch.tensor([0, 0, 1, 2], dtype=torch.uint8)
+    assert found([0, 1, -1, -1]) == found([0, 1, 2, 3], lacking) != whole
+    assert found([-1, -1, -1, -1]) is None
