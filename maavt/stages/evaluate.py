@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         "trained": config["trainable"],
         "epoch": config["epoch"],  # the one that was kept, and what it reached on the validation split
         **{key: config[key] for key in ("val_accuracy", "val_map") if key in config},
+        **{f"weight_{stream}": weight for stream, weight in (config.get("blend") or {}).items()},
         **retrieval_metrics(config.get("retrieval")),
         "coverage": counts["samples"] / (counts["samples"] + counts["rejected"]),
         **(vggsounder_metrics(labels, said, config["classes"]) if labels else {}),

@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
                              "8": published.table_8(params, results, data),
                              "9": published.table_9(benchmark["throughput"])},
                   curves=trained.curves(results), retrieval=trained.retrieval(results),
+                  blended=[result for result in results if result.config.get("blend")],
                   **some_pairs(params, results, data), benchmark=benchmark,
                   drawn={table: svg(getattr(plots, table), rows, label=f"{table} of the benchmark")
                          for table, rows in benchmark.items() if rows})
