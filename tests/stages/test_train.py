@@ -113,12 +113,27 @@ def test_without_warm_up_the_step_schedule_is_the_papers(made, tmp_path, monkeyp
 
 
 def test_the_average_of_the_weights_is_validated_and_kept(made, tmp_path, monkeypatch):
-    run = training(made, tmp_path, monkeypatch, train={"average": 0.9, "epochs": 1})
+    run = training(made, tmp_path, monkeypatch, train={"average": 0.9, "epochs": 1}, maavt={"blend": False})
     begin = run.model.head.weight.detach().clone()
     run.run()
     last, kept = run.model.head.weight.detach(), run.best["weights"]["head.weight"]
     assert torch.equal(kept, run.average.weights["head.weight"]) and not torch.equal(kept, last)
     assert (kept - begin).norm() < (last - begin).norm()
+
+
+def test_the_kept_epoch_has_the_streams_weighed_by_the_validation_pairs_and_says_how_much(
+        made, tmp_path, monkeypatch, capsys):
+    plain = training(made, tmp_path, monkeypatch, maavt={"blend": False})
+    plain.run()
+    assert plain.config()["blend"] is None and "counts" not in capsys.readouterr().out
+    run = training(made, tmp_path, monkeypatch)
+    run.run()
+    weights = run.config()["blend"]
+    assert f"the picture counts {weights['picture']:.2f}, the sound {weights['sound']:.2f}" in capsys.readouterr().out
+    one, other = (found.best["weights"]["head.weight"].chunk(2, 1) for found in (plain, run))
+    for before, after, weight in zip(one, other, (weights["picture"], weights["sound"]), strict=True):
+        torch.testing.assert_close(after, weight * before)
+        assert weight != 1
 
 
 def test_an_average_is_the_exponential_one_after_its_beginning():
