@@ -115,9 +115,10 @@ class Training:
                                            weight_decay=train.weight_decay, fused=True)
         self.model.checkpointing = train.checkpointing
         self.parallel = team.parallel(self.model)
-        self.average = Average(self.model, train.average)
         self.steps = loaders["train"].steps(team.ranks)
         self.epochs = params.epochs(self.steps)
+        over = train.average * self.steps * self.epochs  # as many steps as the average looks back over
+        self.average = Average(self.model, 1 - 1 / over if over > 1 else 0.0)
         self.scheduler = _schedule(self.optimizer, train, self.epochs, self.steps)
         self.weights = class_weights(loaders["train"].class_pairs(), train.balance).to(self.device) \
             if train.balance else None

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Weights averaged over the steps with `decay`, less of it at the beginning; decay 0 is no average at all."""
+    """Weights averaged over the steps with `decay` (over 20 steps at 0.95), less of it at the beginning; decay 0 is no
+    average at all."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.steps = decay, 0
