@@ -9,12 +9,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from maavt.clips import read_manifest
+from maavt.clips import ABSENT, read_manifest
 from maavt.models import create_model
 from maavt.models.output import Output
-from maavt.shards.loader import Batch
+from maavt.shards.loader import Batch, Loader
 from maavt.stages import download, evaluate, shard, train
 from maavt.stages.evaluate import background_metrics, likeliest, vggsounder_metrics
+from maavt.training.adapter import load_adapter
 from maavt.training.runtime import Normaliser, Prediction, accuracy, predict, predict_alone
 from tests.conftest import tiny_settings
 from tests.models.reference import layer_scale_vit
@@ -163,17 +164,22 @@ def test_the_binary_head_decides_where_the_data_set_labels_background_and_only_t
 def test_a_model_that_uses_one_modality_loses_nothing_with_that_one_alone(project, deaf):
     """A model whose heads read one stream only, so that audio only and visual only cannot be taken for one another."""
     path = project / "data/models/maavt/adapter.safetensors"
-    weights = load_file(path)
-    width = weights["head.weight"].shape[1] // 2
-    other = slice(width, None) if deaf else slice(0, width)
-    torch.manual_seed(1)
-    weights["head.weight"].normal_(std=10)
-    for name in weights:
-        if name.startswith("adapters."):
-            weights[name].normal_(std=0.3)  # a random ViT says almost the same of everything
+    weights, (model, normalise, config) = load_file(path), load_adapter(path.parent)
+    loader = Loader(project / "data/shards/synth", "test", batch=4, image_size=config["image_size"])
+    frames, sound, _ = normalise(next(iter(loader.in_order())), torch.device("cpu"))
+    gone = normalise.fill(frames, sound, torch.full((4,), ABSENT.index("picture" if deaf else "sound")))
+    form = model.eval().for_inference()
+    with torch.inference_mode():
+        there, absent = (form.encode(*pair)[:, 0].unflatten(0, (2, 4))[0 if deaf else 1, 0]
+                         for pair in ((frames, sound), gone))  # what the head reads of the one stream, of one pair
+    tells = there - absent
+    weights["head.weight"].zero_()
+    weights["head.bias"].zero_()
+    for row, sign in enumerate((1, -1)):  # one class where it is there, the other where its mean stands in
+        weights["head.weight"][row].chunk(2)[0 if deaf else 1].copy_(sign * tells)
+        weights["head.bias"][row] = -sign * tells @ (there + absent) / 2
     weights["background_head.weight"].zero_()
     weights["background_head.bias"].fill_(-9)  # never background
-    weights["head.weight"][:, other] = 0
     path.unlink()
     save_file(weights, path)
     evaluate.main([])
