@@ -19,6 +19,7 @@ from maavt.errors import UserError
 from maavt.work import project_root
 
 FEWEST, MOST = 3, 100  # epochs that `auto` makes
+PER_DATASET = ("epochs", "batch")  # of train: one for all, or one for each data set
 PAPER = {  # what `recipe: paper` switches off or takes back
     "maavt": {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "same_class": "negatives", "contrastive_weight": 1.0,
               "contrastive_from": 0.0, "stream_weight": 0.0, "blend": False,
@@ -33,11 +34,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NUMBER, WORD, TABLE = "a number", "a word", "a table"  # tags of forms, which errors leave out
 Whole = Annotated[Annotated[Count, Tag(NUMBER)] | Annotated[Literal["auto"], Tag(WORD)],
                   Discriminator(lambda value: WORD if value == "auto" else NUMBER)]
-PerDataset = Annotated[Annotated[Whole, Tag(NUMBER)] | Annotated[dict[str, Whole], Tag(TABLE)],
-                       Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)]
-Pairs = Annotated[int, Field(ge=2)]
-BatchPerDataset = Annotated[Annotated[Pairs, Tag(NUMBER)] | Annotated[dict[str, Pairs], Tag(TABLE)],
-                            Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)]
+BatchSize = Annotated[int, Field(ge=2)]
+Either = Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)  # one for all, or one per data set
 Model = Literal["maavt", "linear", "lavish", "mbt"]
 Weights = str
 PartRate = Annotated[float, Field(gt=0, le=10)]
@@ -197,11 +195,11 @@ class AugmentSound:
 @settings
 class Train:
     """The train stage; batch and shuffle count pairs. `epochs` and `batch` are one number, or one for each data set;
-    epochs: auto are as many as make `steps`. In load_params() `batch` is the number of the data set."""
+    epochs: auto are as many as make `steps`. load_params() gives those of the data set."""
 
-    epochs: PerDataset
+    epochs: Annotated[Annotated[Whole, Tag(NUMBER)] | Annotated[dict[str, Whole], Tag(TABLE)], Either]
     steps: Count
-    batch: BatchPerDataset
+    batch: Annotated[Annotated[BatchSize, Tag(NUMBER)] | Annotated[dict[str, BatchSize], Tag(TABLE)], Either]
     learning_rate: Annotated[float, Field(gt=0, lt=10)]
     schedule: Literal["one_cycle", "step"]
     step_epochs: Count
@@ -353,7 +351,7 @@ class Params:
                             "dataset: vggsound")
         if self.dataset not in self.shard.spectrogram:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
-        for key in ("epochs", "batch"):
+        for key in PER_DATASET:
             if isinstance(own := getattr(self.train, key), dict) and self.dataset not in own:
                 mistakes.append(f"train.{key}: nothing for the data set {self.dataset!r}; expected a number")
         if self.dataset not in self.augment:
@@ -373,16 +371,15 @@ class Params:
     def epochs(self, steps: int) -> int:
         """How often training goes through the data set, in so many steps each time."""
         own = self.train.epochs
-        own = own[self.dataset] if isinstance(own, dict) else own
         return min(max(-(-self.train.steps // steps), FEWEST), MOST) if own == "auto" else own
 
     def resolved(self) -> "Params":
         """These settings with what holds for the data set, and with the recipe applied: `paper` has what PAPER says,
         whatever the file does."""
         paper = self.recipe == "paper"
-        made = self
-        if isinstance(self.train.batch, dict):
-            made = replace(made, train=replace(made.train, batch=self.train.batch[self.dataset]))
+        own = {key: getattr(self.train, key) for key in PER_DATASET}
+        made = replace(self, train=replace(self.train, **{
+            key: value[self.dataset] for key, value in own.items() if isinstance(value, dict)}))
         if self.maavt.mining is None:
             made = replace(made, maavt=replace(made.maavt, mining=0.2 if paper else 0.0))
         if not paper:

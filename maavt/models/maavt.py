@@ -185,8 +185,8 @@ class MAAVT(nn.Module):
             x, merged = remade(self.checkpointing, run_merging, block, x, merged, self.config.merge, own=own)
             if number in self.early:
                 behind = 1 + (merged.patches if merged else patches)
-                read = torch.cat([x[:, :1], x[:, behind : behind + self.config.background]], 1)
-                summaries.append(early_summary(read, x[:, 1:behind], merged))
+                tokens = torch.cat([x[:, :1], x[:, behind : behind + self.config.background]], 1)
+                summaries.append(early_summary(tokens, x[:, 1:behind], merged))
             if compared and self.config.contrastive == "blockwise":
                 projections.append(self._project(number, x[:, shared]))
         patches = merged.patches if merged else patches

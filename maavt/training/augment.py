@@ -4,12 +4,12 @@ B pairs, S image size; a spectrogram is (S, S), time first, standardised: 0 is t
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from maavt.clips import ABSENT
 from maavt.params import AugmentSound
+from maavt.training.runtime import cut
 
 
 def augment_sound(sound: Tensor, settings: AugmentSound) -> Tensor:
@@ -41,11 +41,10 @@ def augment_sound(sound: Tensor, settings: AugmentSound) -> Tensor:
 def _stretched(sound: Tensor, most: float) -> Tensor:
     """Spectrograms (B, S, S) whose time and frequencies are scaled by 1 - most to 1 + most, each on its own, and moved
     so that they fill the square, or lie within it; what is nearest fills the rest."""
-    scales = 1 + most * (2 * torch.rand(len(sound), 2, device=sound.device) - 1)  # of frequency, and of time
-    middles = (1 - scales) * (2 * torch.rand_like(scales) - 1)
-    grid = F.affine_grid(torch.cat([torch.diag_embed(scales), middles[:, :, None]], 2), [*sound[:, None].shape],
-                         align_corners=False)
-    return F.grid_sample(sound[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+    size = sound.shape[-1]
+    sides = size * (1 + most * (2 * torch.rand(len(sound), 2, device=sound.device) - 1))  # of frequency, and of time
+    corners = (size - sides) * torch.rand_like(sides)
+    return cut(sound[:, None], torch.cat([corners, sides], 1), size)[:, 0]
 
 
 def drop_modality(absent: Tensor | None, pairs: int, share: float, generator: torch.Generator) -> Tensor:

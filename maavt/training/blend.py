@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from maavt.models.vit import streams
 from maavt.shards.loader import Batch
-from maavt.training.retrieval import MOST
-from maavt.training.runtime import Normaliser
+from maavt.training.runtime import Normaliser, whole_pairs
 
 
 @torch.no_grad()
@@ -22,19 +21,12 @@ def blend(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser) -> 
     """Weigh the picture's and the sound's columns of MA-AVT's head, in place, by what suits the first pairs of the
     batches that have both and are no background; the two weights, or None where there is no such pair."""
     device, form = next(model.parameters()).device, model.for_inference()
-    said, truth, pairs = [], [], 0
-    for batch in batches:
-        frames, sound, labels = normalise(batch, device)
-        kept = labels >= 0 if labels.dim() == 1 else labels.any(1)
-        if batch.absent is not None:
-            kept &= (batch.absent == 0).to(device)
+    said, truth = [], []
+    for frames, sound, labels, kept in whole_pairs(batches, normalise, device):
         read = streams(form.encode(frames, sound)[:, 0])
         said.append(torch.stack([F.linear(stream, weight)[kept] for stream, weight in
                                  zip(read, model.head.weight.chunk(2, 1), strict=True)]))
         truth.append(labels[kept])
-        pairs += len(batch.keys)
-        if pairs >= MOST:
-            break
     said, truth = torch.cat(said, 1).cpu(), torch.cat(truth).cpu()  # (2, N, C)
     if not len(truth):
         return None

@@ -47,7 +47,7 @@ def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, class
     """
     if output.one_softmax:
         return _one_softmax(output, labels, class_weights)
-    foreground = _foreground(labels)
+    foreground = foreground_of(labels)
     zero = output.logits.new_zeros(())
     background = zero
     if output.background is not None:
@@ -121,7 +121,7 @@ def contrastive(visual: Tensor, audio: Tensor, labels: Tensor, same_class: str =
     Other pairs of a pair's class, or that have one of its several labels, are `negatives` (the paper), `left_out`, or
     `positives` as well (Khosla et al., NeurIPS 2020: the mean over all of them).
     """
-    foreground = _foreground(labels)
+    foreground = foreground_of(labels)
     similarity = visual @ audio.T / TEMPERATURE  # (B, B)
     similarity = similarity.masked_fill(~_candidates(labels, same_class), float("-inf"))
     similarity = similarity.masked_fill(torch.diag(~foreground), 0.0)  # a row of background alone: finite, not counted
@@ -137,10 +137,10 @@ def contrastive(visual: Tensor, audio: Tensor, labels: Tensor, same_class: str =
 
 def contrastive_chance(labels: Tensor, same_class: str = "negatives") -> Tensor:
     """The contrastive loss of projections that are all alike."""
-    return _mean(_candidates(labels, same_class).sum(1).clamp(min=1).log(), _foreground(labels))
+    return _mean(_candidates(labels, same_class).sum(1).clamp(min=1).log(), foreground_of(labels))
 
 
-def _foreground(labels: Tensor) -> Tensor:
+def foreground_of(labels: Tensor) -> Tensor:
     """(B,): which pairs have a label."""
     return labels >= 0 if labels.dim() == 1 else labels.any(1)
 
@@ -152,7 +152,7 @@ def _alike(labels: Tensor) -> Tensor:
 
 def _candidates(labels: Tensor, same_class: str) -> Tensor:
     """(B, B): among which pairs each one is to find its own."""
-    foreground = _foreground(labels)
+    foreground = foreground_of(labels)
     candidates = foreground[:, None] & foreground
     if same_class == "left_out":
         candidates &= (~_alike(labels)).fill_diagonal_(True)

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from maavt.shards.loader import Batch
-from maavt.training.runtime import Normaliser
-
-MOST = 1000  # pairs that are compared
+from maavt.training.runtime import Normaliser, whole_pairs
 
 
 @torch.no_grad()
@@ -22,17 +20,10 @@ def retrieval(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser)
         return None
     device = next(model.parameters()).device
     model.train()  # the projectors are there in training alone
-    found, pairs = [], 0
-    for batch in batches:
-        frames, sound, labels = normalise(batch, device)
+    found = []
+    for frames, sound, _, kept in whole_pairs(batches, normalise, device):
         projections = model(frames, sound).projections
-        kept = labels >= 0 if labels.dim() == 1 else labels.any(1)
-        if batch.absent is not None:
-            kept &= (batch.absent == 0).to(device)
         found.append([(visual[kept].float(), audio[kept].float()) for visual, audio in projections])
-        pairs += len(batch.keys)
-        if pairs >= MOST:
-            break
     blocks = [tuple(torch.cat(side) for side in zip(*block, strict=True)) for block in zip(*found, strict=True)]
     if not blocks or len(blocks[0][0]) < 2:
         return None

@@ -18,9 +18,11 @@ from maavt.errors import UserError
 from maavt.models.output import Output
 from maavt.models.vit import streams
 from maavt.shards.loader import Batch
+from maavt.training.losses import foreground_of
 from maavt.training.machine import calibrated
 from maavt.work import keep_freed
 
+MOST = 1000  # pairs of a split that are looked at where some are enough
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -94,7 +96,7 @@ class Normaliser:
             sound = F.interpolate(sound[:, None], (self.image_size, self.image_size), mode="bilinear",
                                   antialias=True, align_corners=False)[:, 0]
         if batch.boxes is not None:
-            frames = _cut(frames.float(), batch.boxes.to(device, non_blocking=True), self.image_size)
+            frames = cut(frames.float(), batch.boxes.to(device, non_blocking=True), self.image_size)
         elif frames.shape[-1] != self.image_size:
             frames = F.interpolate(frames.float(), (self.image_size, self.image_size), mode="bilinear", antialias=True,
                                    align_corners=False)
@@ -117,13 +119,30 @@ def _pixel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values).mul_(255).to(device)[:, None, None]
 
 
-def _cut(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Parts of frames (B, 3, F, F), each scaled to (B, 3, size, size); boxes as in Batch."""
+def cut(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Parts of frames (B, C, F, F), each scaled to (B, C, size, size); boxes as in Batch, and where they reach beyond a
+    frame, its edge goes on."""
     left, top, width, height = (boxes / frames.shape[-1]).unbind(1)
     zero = torch.zeros_like(left)
     rows = [torch.stack([width, zero, 2 * left + width - 1], 1), torch.stack([zero, height, 2 * top + height - 1], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), [len(frames), 3, size, size], align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, 1), [*frames.shape[:2], size, size], align_corners=False)
     return F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def whole_pairs(batches: Iterable[Batch], normalise: Normaliser, device: torch.device
+                ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Frames, spectrograms and labels of the first MOST pairs, up to the end of a batch, and (B,) which of them have
+    both modalities and are no background."""
+    pairs = 0
+    for batch in batches:
+        frames, sound, labels = normalise(batch, device)
+        kept = foreground_of(labels)
+        if batch.absent is not None:
+            kept &= (batch.absent == 0).to(device)
+        yield frames, sound, labels, kept
+        pairs += len(batch.keys)
+        if pairs >= MOST:
+            return
 
 
 @dataclass(frozen=True)
