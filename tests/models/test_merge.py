@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from maavt.models.maavt import MAAVT, MaavtConfig
+from maavt.models.maavt import MAAVT, MaavtConfig, early_summary
 from maavt.models.merge import Merged
 from maavt.models.vit import run_block, run_merging, train_only
 from maavt.training.losses import losses
@@ -40,6 +40,15 @@ def test_training_and_evaluation_say_the_same_and_every_trained_number_learns():
     losses(output, torch.arange(6) - 1).total.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
     torch.testing.assert_close(model.eval()(*random_pairs()).logits, output.logits, atol=1e-5, rtol=0)
+
+
+def test_in_the_mean_that_heads_read_a_patch_counts_as_often_as_it_stands_for_others():
+    torch.manual_seed(0)
+    read, few = torch.randn(2, 2, 8), torch.randn(2, 3, 8)
+    merged = Merged(1, torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 2.0]]), torch.zeros(2, 6, dtype=torch.int64))
+    for row, size in enumerate(merged.size):
+        one, whole = slice(row, row + 1), few[row].repeat_interleave(size.long(), 0)[None]
+        torch.testing.assert_close(early_summary(read, few, merged)[one], early_summary(read[one], whole, None))
 
 
 def test_equal_patches_lose_nothing_by_becoming_one():

@@ -60,6 +60,20 @@ def test_the_head_says_afterwards_what_the_weighed_streams_say_and_nothing_else_
     torch.testing.assert_close(model.head.weight.detach(), torch.cat([picture * left, sound * right], 1))
 
 
+@pytest.mark.parametrize("knowing", [0, 1], ids=["picture", "sound"])
+def test_the_stream_that_is_right_is_the_one_that_counts_more(knowing):
+    torch.manual_seed(0)
+    model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=False, tokens=2, head_blocks=2))
+    (batch,) = batches(torch.zeros(64, dtype=torch.int64))
+    with torch.no_grad():
+        model.head.weight.mul_(20)
+        said = model.train()(*NORMALISE(batch, torch.device("cpu"))[:2]).streams
+        model.head.bias.sub_(sum(stream.mean(0) for stream in said))  # else it says almost the same of everything
+        truth = (said[knowing] - said[knowing].mean(0)).argmax(1)
+    weights = blend(model.eval(), batches(truth), NORMALISE)
+    assert len(truth.unique()) == CLASSES and weights[knowing] > 1 > weights[1 - knowing]
+
+
 def test_background_and_pairs_that_lack_a_modality_have_no_say():
     def found(labels, absent=None):
         torch.manual_seed(0)
