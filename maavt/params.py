@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,11 +20,11 @@ from maavt.errors import UserError
 from maavt.work import project_root
 
 FEWEST, MOST = 3, 100  # epochs that `auto` makes
-PER_DATASET = ("epochs", "batch")  # of train: one for all, or one for each data set
+PER_DATASET = ("image_size", "shard.frame_size", "train.epochs", "train.batch")  # one for all, or for each data set
 PAPER = {  # what `recipe: paper` switches off or takes back
-    "maavt": {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "same_class": "negatives", "contrastive_weight": 1.0,
-              "contrastive_from": 0.0, "stream_weight": 0.0, "blend": False,
-              "prompt_init": "random", "prompt_rate": 1.0},
+    "maavt": {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "standardise": False,
+              "same_class": "negatives", "contrastive_weight": 1.0, "contrastive_from": 0.0,
+              "stream_weight": 0.0, "blend": False, "prompt_init": "random", "prompt_rate": 1.0},
     "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "stretch": 0.0, "shift": 0.0,
                       "gain": 0.0, "noise": 0.0},
     "train": {"clip": 0.0, "average": 0.0, "balance": 0.0, "modality_dropout": 0.0},
@@ -31,15 +32,20 @@ PAPER = {  # what `recipe: paper` switches off or takes back
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=16, le=2048)]
 NUMBER, WORD, TABLE = "a number", "a word", "a table"  # tags of forms, which errors leave out
 Whole = Annotated[Annotated[Count, Tag(NUMBER)] | Annotated[Literal["auto"], Tag(WORD)],
                   Discriminator(lambda value: WORD if value == "auto" else NUMBER)]
-BatchSize = Annotated[int, Field(ge=2)]
-Either = Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)  # one for all, or one per data set
+Either = Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBER)
 Model = Literal["maavt", "linear", "lavish", "mbt"]
 Weights = str
 PartRate = Annotated[float, Field(gt=0, le=10)]
 Augment = Literal["crop", "resized_crop"]
+
+
+def per_dataset(kind: type) -> type:
+    """One of a kind for all data sets, or one for each."""
+    return Annotated[Annotated[kind, Tag(NUMBER)] | Annotated[dict[str, kind], Tag(TABLE)], Either]
 
 
 @settings
@@ -171,7 +177,7 @@ class Spectrogram:
 class Shard:
     """The shard stage."""
 
-    frame_size: Annotated[int, Field(ge=16, le=2048)]
+    frame_size: per_dataset(Pixels)
     jpeg_quality: Annotated[int, Field(ge=1, le=95)]
     clips_per_shard: Count
     min_coverage: Share
@@ -194,12 +200,11 @@ class AugmentSound:
 
 @settings
 class Train:
-    """The train stage; batch and shuffle count pairs. `epochs` and `batch` are one number, or one for each data set;
-    epochs: auto are as many as make `steps`. load_params() gives those of the data set."""
+    """The train stage; batch and shuffle count pairs. epochs: auto are as many as make `steps`."""
 
-    epochs: Annotated[Annotated[Whole, Tag(NUMBER)] | Annotated[dict[str, Whole], Tag(TABLE)], Either]
+    epochs: per_dataset(Whole)
     steps: Count
-    batch: Annotated[Annotated[BatchSize, Tag(NUMBER)] | Annotated[dict[str, BatchSize], Tag(TABLE)], Either]
+    batch: per_dataset(Annotated[int, Field(ge=2)])
     learning_rate: Annotated[float, Field(gt=0, lt=10)]
     schedule: Literal["one_cycle", "step"]
     step_epochs: Count
@@ -235,6 +240,7 @@ class Maavt:
     lora_rank: Annotated[int, Field(ge=0, le=1024)]
     bottleneck: Annotated[int, Field(ge=0, le=4096)]
     head_blocks: Annotated[int, Field(ge=1, le=1000)]
+    standardise: bool
     merge: Annotated[int, Field(ge=0, le=4096)]
     adapter_rate: PartRate
     same_class: Literal["negatives", "left_out", "positives"]
@@ -287,7 +293,7 @@ class Benchmark:
 
 @settings
 class Params:
-    """All of params.yaml."""
+    """All of params.yaml. What differs by data set is, as load_params() gives it, that of the data set."""
 
     recipe: Literal["best", "paper"]
     dataset: Literal["synth", "ave", "vggsound", "cremad", "folder"]
@@ -295,7 +301,7 @@ class Params:
     backbone: str
     weights: Weights
     tokens: Annotated[int, Field(ge=0, le=1000)]
-    image_size: Annotated[int, Field(ge=16, le=2048)]
+    image_size: per_dataset(Pixels)
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     synth: Synth
     ave: Ave
@@ -316,9 +322,13 @@ class Params:
 
     @model_validator(mode="after")
     def _fit_together(self):
-        mistakes = []
+        mistakes = [f"{key}: nothing for the data set {self.dataset!r}; expected a number" for key in PER_DATASET
+                    if isinstance(value := attrgetter(key)(self), dict) and self.dataset not in value]
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        own = {key: self._own(key) for key in PER_DATASET}
         for key, backbone, size in (
-            ("image_size", self.backbone, self.image_size),
+            ("image_size", self.backbone, own["image_size"]),
             *(("benchmark.image_size", name, self.benchmark.image_size) for name in self.benchmark.backbones),
         ):
             patch = re.search(r"_patch(\d+)", backbone)
@@ -329,9 +339,10 @@ class Params:
                 fit = size // int(patch[1]) * int(patch[1])
                 mistakes.append(f"{key}: {size} is not a multiple of the patch size {patch[1]} of {backbone}; "
                                 f"expected such as {fit or int(patch[1])} or {fit + int(patch[1])}")
-        if self.image_size > self.shard.frame_size:
-            mistakes.append(f"image_size: {self.image_size} is more than shard.frame_size, {self.shard.frame_size}; "
-                            "expected at most that, since pictures are cropped from stored frames")
+        if own["image_size"] > own["shard.frame_size"]:
+            mistakes.append(f"image_size: {own['image_size']} is more than shard.frame_size, "
+                            f"{own['shard.frame_size']}; expected at most that, since pictures are cropped from stored "
+                            "frames")
         for name, places in (("vggsound.youtube_url", ["{id}"]), ("cremad.files", ["{path}"])):
             value = getattr(getattr(self, name.split(".")[0]), name.split(".")[1])
             mistakes += [f"{name}: {value!r}; expected {place} in it" for place in places if place not in value]
@@ -351,9 +362,6 @@ class Params:
                             "dataset: vggsound")
         if self.dataset not in self.shard.spectrogram:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
-        for key in PER_DATASET:
-            if isinstance(own := getattr(self.train, key), dict) and self.dataset not in own:
-                mistakes.append(f"train.{key}: nothing for the data set {self.dataset!r}; expected a number")
         if self.dataset not in self.augment:
             mistakes.append(f"augment: nothing for the data set {self.dataset!r}; expected crop or resized_crop")
         if len(set(self.models)) < len(self.models):
@@ -373,13 +381,18 @@ class Params:
         own = self.train.epochs
         return min(max(-(-self.train.steps // steps), FEWEST), MOST) if own == "auto" else own
 
+    def _own(self, key: str) -> object:
+        """The value of one of PER_DATASET for the data set."""
+        value = attrgetter(key)(self)
+        return value[self.dataset] if isinstance(value, dict) else value
+
     def resolved(self) -> "Params":
         """These settings with what holds for the data set, and with the recipe applied: `paper` has what PAPER says,
         whatever the file does."""
         paper = self.recipe == "paper"
-        own = {key: getattr(self.train, key) for key in PER_DATASET}
-        made = replace(self, train=replace(self.train, **{
-            key: value[self.dataset] for key, value in own.items() if isinstance(value, dict)}))
+        made = replace(self, image_size=self._own("image_size"),
+                       shard=replace(self.shard, frame_size=self._own("shard.frame_size")),
+                       train=replace(self.train, epochs=self._own("train.epochs"), batch=self._own("train.batch")))
         if self.maavt.mining is None:
             made = replace(made, maavt=replace(made.maavt, mining=0.2 if paper else 0.0))
         if not paper:

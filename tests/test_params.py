@@ -1,5 +1,6 @@
 import shlex
 import subprocess
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maavt.errors import UserError
-from maavt.params import PAPER, load_params, parse_params
+from maavt.params import PAPER, PER_DATASET, load_params, parse_params
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "params.yaml"
@@ -47,11 +48,14 @@ def test_epochs_are_one_number_or_one_for_each_data_set():
     assert parse_params(changed(train__epochs={"synth": 3, "ave": 9})).epochs(steps=100) == 3
 
 
-def test_the_batch_is_one_number_or_one_for_each_data_set():
-    assert parse_params(changed(train__batch=7)).train.batch == 7
-    assert parse_params(changed(train__batch={"synth": 3, "ave": 9})).train.batch == 3
-    with pytest.raises(UserError, match="train.batch: nothing for the data set 'synth'; expected a number"):
-        parse_params(changed(train__batch={"ave": 9}))
+@pytest.mark.parametrize("key", [key for key in PER_DATASET if key != "train.epochs"])
+def test_a_setting_is_one_number_or_one_for_each_data_set(key):
+    name = key.replace(".", "__")
+    alone, of_synth = (attrgetter(key)(parse_params(changed(**{name: value}))) for value in
+                       (56, {"synth": 56, "ave": 42}))
+    assert alone == of_synth == 56
+    with pytest.raises(UserError, match=f"{key}: nothing for the data set 'synth'; expected a number"):
+        parse_params(changed(**{name: {"ave": 42}}))
 
 
 @pytest.mark.parametrize("pairs, epochs", [(44, 100), (600, 22), (30_000, 3)])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from maavt.models.head import Head
 from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.output import Output
 from maavt.models.vit import as_images, embed, run_block, streams
@@ -24,17 +25,23 @@ class LinearConfig:
     multilabel: bool = False
 
 
-class LinearHead(nn.Linear):
+class LinearHead(Head):
     """The CLS tokens of both streams, each normalised, through one layer: (2 B, D), visual then audio -> Output."""
 
     def __init__(self, width: int, config: LinearConfig):
-        super().__init__(2 * width, config.classes + config.background)
+        super().__init__([width], config.classes + config.background, standardise=True)
         self.background, self.multilabel = config.background, config.multilabel
 
+    def begin(self, cls: Tensor, absent: Tensor) -> None:
+        super().begin(self._read(cls), self._read(absent)[0])
+
     def forward(self, cls: Tensor) -> Output:
-        logits = super().forward(torch.cat(streams(F.layer_norm(cls.float(), cls.shape[-1:])), -1))
+        logits = super().forward(self._read(cls))
         return Output(logits[:, :-1], logits[:, -1], one_softmax=True) if self.background else Output(
             logits, multilabel=self.multilabel)
+
+    def _read(self, cls: Tensor) -> Tensor:
+        return torch.cat(streams(F.layer_norm(cls.float(), cls.shape[-1:])), -1)
 
 
 class LinearProbe(nn.Module):
@@ -65,15 +72,23 @@ class LinearProbe(nn.Module):
         """A copy for inference alone, in the compute type or in another; `pack` is False for torch.compile."""
         return LinearInference(self, kind or self.backbone.patch_embed.proj.weight.dtype, pack)
 
+    @torch.no_grad()
+    def begin(self, frames: Tensor, spectrograms: Tensor, absent: tuple[Tensor, Tensor]) -> None:
+        """Before training, look at some pairs (B, ...) to train on, and at what stands in for an absent picture and an
+        absent sound (1, ...): what the head reads is standardised by them."""
+        self.head.begin(self._cls(frames, spectrograms), self._cls(*absent))
+
     def forward(self, frames: Tensor, spectrograms: Tensor) -> Output:
+        return self.head(self._cls(frames, spectrograms))
+
+    @torch.no_grad()
+    def _cls(self, frames: Tensor, spectrograms: Tensor) -> Tensor:
         kind = self.backbone.patch_embed.proj.weight.dtype
-        with torch.no_grad():
-            x = embed(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)]))
-            *blocks, last = self.backbone.blocks
-            for block in blocks:
-                x = run_block(block, x)
-            cls = self.backbone.norm(run_block(last, x, slice(0, 1))[:, 0])
-        return self.head(cls)
+        x = embed(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)]))
+        *blocks, last = self.backbone.blocks
+        for block in blocks:
+            x = run_block(block, x)
+        return self.backbone.norm(run_block(last, x, slice(0, 1))[:, 0])
 
 
 class LinearInference(nn.Module):

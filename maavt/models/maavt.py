@@ -2,8 +2,8 @@
 
 Not in the paper: `lora_rank` and `bottleneck` give each stream something of its own in every block; with `head_blocks`
 the heads read the class and background tokens after so many blocks, evenly spaced, the last one among them, and after
-all but the last the mean of the patches beside; `merge` makes so many patches of each stream part of others in every
-block but the last.
+all but the last the mean of the patches beside, all standardised with `standardise`; `merge` makes so many patches of
+each stream part of others in every block but the last.
 
 B pairs, N tokens of a stream, D width, K blocks, C classes, H numbers of a stream that the heads read. The tokens of a
 stream are [class prompt, patches, (background prompt), unimodal prompts, shared prompts].
@@ -18,12 +18,14 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from maavt.models.adapters import StreamAdapters
+from maavt.models.head import Head
 from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.merge import Merged
 from maavt.models.output import Output
 from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, remade, run_merging, streams
 
 LSA_HEADS = 8
+AT_ONCE = 32  # pairs that are looked at before training; prompts begin as patches of the first so many
 PROJECTOR_OUTPUTS = {"mlp": 256, "linear": 512}
 
 
@@ -45,6 +47,7 @@ class MaavtConfig:
     lora_rank: int = 0
     bottleneck: int = 0
     head_blocks: int = 1
+    standardise: bool = False
     merge: int = 0
 
     def __post_init__(self):
@@ -113,17 +116,30 @@ class MAAVT(nn.Module):
         self.adapters = nn.ModuleList(StreamAdapters(width, config.lora_rank, config.bottleneck)
                                       for _ in backbone.blocks if config.lora_rank or config.bottleneck)
         self.early = read_early(config.head_blocks, len(backbone.blocks))
-        read = 2 * width * (2 * len(self.early) + 1)
-        self.head = nn.Linear(read, config.classes)
-        self.background_head = nn.Linear(read, 1) if config.background else None
+        sizes = [2 * width * len(self.early)] * bool(self.early) + [width]
+        self.head = Head(sizes, config.classes, standardise=config.standardise)
+        self.background_head = Head(sizes, 1, standardise=config.standardise) if config.background else None
 
     @torch.no_grad()
-    def begin(self, frames: Tensor, spectrograms: Tensor) -> None:
-        """With `prompt_init: patches`, before training: prompts begin as patches of these pairs, drawn at random, the
-        shared ones half of each stream, and the background prompt as the class prompt. The frozen ViT takes random
-        tokens among its own badly: its CLS token then says little (docs/recipe.md)."""
-        if self.config.prompt_init == "random":
-            return
+    def begin(self, frames: Tensor, spectrograms: Tensor, absent: tuple[Tensor, Tensor]) -> None:
+        """Before training, look at some pairs (B, ...) to train on, and at what stands in for an absent picture and an
+        absent sound (1, ...): see `prompt_init` and `standardise`."""
+        if self.config.prompt_init == "patches":
+            self._begin_prompts(frames, spectrograms)
+        if self.config.standardise:
+            form = self.for_inference()
+            pairs = zip(frames.split(AT_ONCE), spectrograms.split(AT_ONCE), strict=True)
+            read = torch.cat([both(form.encode(*some)) for some in (*pairs, absent)])
+            tokens = 2 * len(self.early) + 1
+            self.head.begin(read[:-1, 0], read[-1, 0], tokens)
+            if self.background_head is not None:
+                self.background_head.begin(read[:-1, 1], read[-1, 1], tokens)
+
+    def _begin_prompts(self, frames: Tensor, spectrograms: Tensor) -> None:
+        """Prompts begin as patches of these pairs, drawn at random, the shared ones half of each stream, and the
+        background prompt as the class prompt. The frozen ViT takes random tokens among its own badly: its CLS token
+        then says little (docs/recipe.md)."""
+        frames, spectrograms = frames[:AT_ONCE], spectrograms[:AT_ONCE]
         kind = self.backbone.patch_embed.proj.weight.dtype
         patches = embed_patches(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)])).float()
         visual, audio = (stream.flatten(0, 1) for stream in streams(patches))
@@ -198,19 +214,15 @@ class MAAVT(nn.Module):
         if compared:
             projections.append(self._project(-1, x[:, -self.config.tokens :]))
         summaries.append(self.backbone.norm(x[:, : 1 + self.config.background]).float())
-        summary = torch.cat(streams(torch.cat(summaries, -1)), -1)  # (B, 1 or 2, 2 H)
+        summary = both(torch.cat(summaries, -1))
+        parts = self.head.each(summary[:, 0])
         return Output(
-            logits=self.head(summary[:, 0]),
+            logits=parts.sum(0) + self.head.bias,
             background=self.background_head(summary[:, 1])[:, 0] if self.config.background else None,
             projections=projections or None,
-            streams=self._streams(summary[:, 0]) if self.training else None,
+            streams=[*(parts + self.head.bias)] if self.training else None,
             multilabel=self.config.multilabel,
         )
-
-    def _streams(self, summary: Tensor) -> list[Tensor]:
-        """What the head says of each stream alone, from (B, 2 H): (B, C) of the picture and of the sound."""
-        return [F.linear(stream, weight, self.head.bias)
-                for stream, weight in zip(summary.chunk(2, -1), self.head.weight.chunk(2, -1), strict=True)]
 
     @torch.no_grad()
     def attention_map(self, frames: Tensor, spectrograms: Tensor, *, background: bool = False
@@ -298,7 +310,7 @@ class MaavtInference(nn.Module):
 
     def decide(self, encoded: Tensor) -> Output:
         """What the heads say of both streams, as encode() gives them."""
-        summary = torch.cat(streams(encoded), -1)  # (B, 1 or 2, 2 H)
+        summary = both(encoded)
         return Output(self.head(summary[:, 0]),
                       self.background_head(summary[:, 1])[:, 0] if self.background else None,
                       multilabel=self.multilabel)
@@ -320,6 +332,11 @@ class MaavtVectors(MaavtInference):
         visual, audio = (nn.functional.normalize(project(mean), dim=-1)
                          for project, mean in zip(self.project, means, strict=True))
         return self.decide(encoded), visual, audio
+
+
+def both(encoded: Tensor) -> Tensor:
+    """What is read of the picture beside what is read of the sound: (2 B, R, H) -> (B, R, 2 H)."""
+    return torch.cat(streams(encoded), -1)
 
 
 def read_early(count: int, blocks: int) -> list[int]:

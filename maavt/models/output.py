@@ -17,7 +17,7 @@ class Output:
     logits: Tensor  # (B, C)
     background: Tensor | None = None  # (B,) logit of "this pair is background"
     projections: list[tuple[Tensor, Tensor]] | None = None  # (visual, audio) per compared block, (B, P) each
-    streams: list[Tensor] | None = None  # (B, C) logits of the picture alone, and of the sound alone
+    streams: list[Tensor] | None = None  # (B, C) logits of picture and sound alone, or parts of them
     one_softmax: bool = False
     multilabel: bool = False
 

@@ -36,7 +36,8 @@ from maavt.work import project_root, write_table
 CLASSES = 28  # AVE, as in the paper's counts
 IN21K_CLASSES = 21_843  # the head of the ImageNet-21k checkpoints that the paper's totals include
 TABLE_7 = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
-MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1}),
+PAPER = {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "standardise": False}
+MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", PAPER),
           "linear": ("linear", {}),
           "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
           "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own

@@ -35,7 +35,7 @@ from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
 from maavt.work import project_root, publish, workspace
 
-FIRST = 32  # pairs of which prompts may begin as patches
+FIRST = 128  # pairs that a model may look at before training
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -126,11 +126,14 @@ class Training:
         self.blended: dict[str, float] | None = None  # how much the streams count in the head
         self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
 
-    def _first_pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frames and spectrograms of some pairs to train on, the same in all processes."""
-        train = self.loaders["train"]
+    def _first_pairs(self) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Frames and spectrograms of some pairs to train on, drawn alike in all processes, and what stands in for an
+        absent one of either."""
+        train, settings = self.loaders["train"], self.params
         few = Loader(train.reader, "train", batch=FIRST, image_size=train.image_size, augment=train.augment)
-        return self.normalise(next(iter(few.in_order())), self.device)[:2]
+        drawn = few.shuffled(seed=settings.seed, epoch=0, held=settings.train.shuffle)
+        frames, sound, _ = self.normalise(next(drawn), self.device)
+        return frames, sound, self.normalise.nothing(frames[:1], sound[:1])
 
     def run(self) -> None:
         """All epochs, or those that a killed run left."""
@@ -165,14 +168,14 @@ class Training:
             self._blend()
 
     def _blend(self) -> None:
-        """Weigh the streams in the head of the kept epoch."""
+        """Weigh the streams in the head of the kept epoch. What validation found of that epoch stays as it is: the
+        same pairs would speak too well of weights that were fitted to them."""
         self.model.load_state_dict(self.best["weights"], strict=False)
-        weights = blend(self.model, self.loaders["val"].in_order(), self.normalise)
-        if weights:
+        self.blended = blend(self.model, self.loaders["val"].in_order(), self.normalise)
+        if self.blended:
             self.best["weights"]["head.weight"] = self.model.head.weight.detach().cpu().clone()
-            self.blended = dict(zip(("picture", "sound"), weights, strict=True))
-            print(f"{self.name}: the picture counts {weights[0]:.2f}, the sound {weights[1]:.2f} (by the validation "
-                  "pairs)")
+            said = ", ".join(f"{part.replace('_', ' ')} {weight:.2f}" for part, weight in self.blended.items())
+            print(f"{self.name}: by the validation pairs, the parts of its head count: {said}")
 
     def _retrieve(self) -> dict | None:
         """How well the sounds of the validation split find their pictures now."""

@@ -1,8 +1,9 @@
-"""How much each stream counts in what MA-AVT's head says: fitted on the validation split, when training has ended.
+"""How much each stream, or its early blocks and its last, counts in what MA-AVT's head says: fitted on the validation
+split, when training has ended.
 
 A stream that learns its training pairs by heart (faces of few speakers) is as sure of others as of those, and outvotes
-the one that knows. What the streams say is added up, so two numbers put that right, and cost nothing afterwards.
-N pairs, C classes, H numbers of a stream that the head reads.
+the one that knows. What the parts say is added up, so a number for each puts that right, and costs nothing afterwards.
+N pairs, C classes, P parts of what the head reads.
 """
 
 from collections.abc import Iterable
@@ -11,37 +12,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maavt.models.vit import streams
+from maavt.models.maavt import both
 from maavt.shards.loader import Batch
 from maavt.training.runtime import Normaliser, whole_pairs
 
+NAMES = {2: ("picture", "sound"), 4: ("picture_early", "picture_last", "sound_early", "sound_last")}  # of the parts
+
 
 @torch.no_grad()
-def blend(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser) -> tuple[float, float] | None:
-    """Weigh the picture's and the sound's columns of MA-AVT's head, in place, by what suits the first pairs of the
-    batches that have both and are no background; the two weights, or None where there is no such pair."""
+def blend(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser) -> dict[str, float] | None:
+    """Weigh the columns of each part in MA-AVT's head, in place, by what suits the first pairs of the batches that have
+    both modalities and are no background; the weights, or None where there is no such pair."""
     device, form = next(model.parameters()).device, model.for_inference()
     said, truth = [], []
     for frames, sound, labels, kept in whole_pairs(batches, normalise, device):
-        read = streams(form.encode(frames, sound)[:, 0])
-        said.append(torch.stack([F.linear(stream, weight)[kept] for stream, weight in
-                                 zip(read, model.head.weight.chunk(2, 1), strict=True)]))
+        said.append(form.head.each(both(form.encode(frames, sound))[:, 0])[:, kept])
         truth.append(labels[kept])
-    said, truth = torch.cat(said, 1).cpu(), torch.cat(truth).cpu()  # (2, N, C)
+    said, truth = torch.cat(said, 1).cpu(), torch.cat(truth).cpu()  # (P, N, C)
     if not len(truth):
         return None
     weights = fitted(said, model.head.bias.detach().cpu(), truth)
-    for columns, weight in zip(model.head.weight.chunk(2, 1), weights, strict=True):
+    for columns, weight in zip(model.head.columns(), weights, strict=True):
         columns *= weight
-    return weights
+    return dict(zip(NAMES[len(weights)], weights, strict=True))
 
 
-def fitted(said: Tensor, bias: Tensor, truth: Tensor) -> tuple[float, float]:
-    """The weights of what picture and sound say (2, N, C) that make the class loss of the pairs least; `truth` is (N,),
+def fitted(said: Tensor, bias: Tensor, truth: Tensor) -> tuple[float, ...]:
+    """The weights of what the parts say (P, N, C) that make the class loss of the pairs least; `truth` is (N,),
     or (N, C) where clips have several labels. Beside the loss, summed over the pairs, counts how far the weights are
     from 1, so that few pairs, or none that is wrong, do not carry them off."""
     said, bias = said.double(), bias.double()
-    logs = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    logs = torch.zeros(len(said), dtype=torch.float64, requires_grad=True)
     search = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

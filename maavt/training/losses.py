@@ -18,7 +18,7 @@ TEMPERATURE = 0.07
 @dataclass
 class Losses:
     """The parts of the loss, scalars; 0 where a part does not apply. `chance` is the contrastive loss of projections
-    that are all alike, `streams` the mean class loss of the two streams, each alone."""
+    that are all alike, `streams` the mean class loss of the streams, or parts of them, each alone."""
 
     classes: Tensor
     background: Tensor

@@ -65,7 +65,8 @@ class Team:
                             "alone, not in several processes on a CPU; expected MAAVT_PROCESSES=1, or a model "
                             "without batch norms")
         # Every trained parameter has a gradient in every batch (a test holds the models to it), so none is looked for.
-        return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model), gradient_as_bucket_view=True)
+        return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model), gradient_as_bucket_view=True,
+                                       broadcast_buffers=False)  # they are the same in all processes as they are
 
     def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Tensors (b, F) of each process, F of any width, as those of all (B, F), by one collective in float32.

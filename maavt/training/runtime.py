@@ -112,6 +112,11 @@ class Normaliser:
         unseen, unheard = ((absent == ABSENT.index(kind))[:, None, None] for kind in ("picture", "sound"))
         return torch.where(unseen[:, None], (colour - mean) / std, frames), sound.masked_fill(unheard, 0)
 
+    def nothing(self, frames: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands in for absent ones of as many frames and as much sound."""
+        gone = {kind: torch.full((len(frames),), number, device=frames.device) for number, kind in enumerate(ABSENT)}
+        return self.fill(frames, sound, gone["picture"])[0], self.fill(frames, sound, gone["sound"])[1]
+
 
 @lru_cache
 def _pixel(values: tuple[float, ...], device: torch.device) -> Tensor:
@@ -200,9 +205,7 @@ def predict_alone(model: nn.Module, batches: Iterable[Batch], normalise: Normali
     constant = None
     for batch in batches:
         frames, sound, _ = normalise(batch, device)
-        gone = {kind: torch.full((len(frames),), number, device=device) for number, kind in enumerate(ABSENT)}
-        unseen, _ = normalise.fill(frames, sound, gone["picture"])
-        _, unheard = normalise.fill(frames, sound, gone["sound"])
+        unseen, unheard = normalise.nothing(frames, sound)
         if hasattr(model, "encode"):
             if constant is None:
                 constant = streams(model.encode(unseen[:1], unheard[:1]))

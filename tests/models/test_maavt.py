@@ -2,10 +2,12 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maavt.models import create_model
-from maavt.models.maavt import MAAVT, MaavtConfig, read_early
+from maavt.models.head import Head
+from maavt.models.maavt import MAAVT, MaavtConfig, both, read_early
 from maavt.models.vit import as_images, embed_patches, train_only
 from maavt.training.losses import losses
 from tests.models.reference import (
@@ -239,7 +241,7 @@ def test_a_stream_alone_is_a_vit_with_the_update_added_to_its_weights():
 def test_prompts_begin_as_patches_of_the_pairs_where_that_is_asked_for():
     torch.manual_seed(0)
     model, pairs = make(prompt_init="patches", tokens=3), random_pairs()
-    model.begin(*pairs)
+    model.begin(*pairs, nothing(pairs))
     see, hear = (embed_patches(model.backbone, images).flatten(0, 1)
                  for images in (pairs[0], as_images(pairs[1])))
 
@@ -256,8 +258,15 @@ def test_prompts_begin_as_patches_of_the_pairs_where_that_is_asked_for():
 def test_prompts_of_the_paper_stay_random_when_training_begins():
     model = make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.begin(*random_pairs())
+    model.begin(*random_pairs(), nothing(random_pairs()))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_logits_of_early_blocks_and_last_one_of_both_streams_sum_to_those_of_all():
+    model, pairs = make(head_blocks=2).train(), random_pairs()
+    output = model(*pairs)
+    assert len(output.streams) == 4
+    torch.testing.assert_close(sum(output.streams) - 3 * model.head.bias, output.logits)
 
 
 def test_the_logits_of_both_streams_alone_sum_to_those_of_both():
@@ -268,6 +277,50 @@ def test_the_logits_of_both_streams_alone_sum_to_those_of_both():
     silent = model(pairs[0], pairs[1] * 0).streams
     assert torch.equal(silent[0], seen) and not torch.allclose(silent[1], heard)
     assert model.eval()(*pairs).streams is None
+
+
+def nothing(pairs):
+    """What stands in for an absent picture, and for an absent sound."""
+    return torch.zeros_like(pairs[0][:1]), torch.zeros_like(pairs[1][:1])
+
+
+def test_what_the_heads_read_of_the_first_pairs_is_standardised_but_where_absent_ones_lie():
+    torch.manual_seed(0)
+    model, pairs = make(standardise=True, head_blocks=2).eval(), random_pairs(40)
+    before = model(*pairs)
+    model.begin(*pairs, nothing(pairs))
+    read, after = both(model.for_inference().encode(*pairs)), model(*pairs)
+    for number, (head, said) in enumerate(((model.head, after.logits), (model.background_head, after.background))):
+        found = read[:, number]
+        deviation = found.std(0, correction=0).clamp_min(0.01) * 3 ** 0.5  # two parts of one block, one of the last
+        counted = (found - found.mean(0)) / deviation
+        halves = []
+        for half, absent in zip(counted.chunk(2, 1), head.absent, strict=True):
+            torch.testing.assert_close(absent.norm(), torch.tensor(1.0))
+            halves.append(half - torch.outer(half @ absent, absent))
+        expected = F.linear(torch.cat(halves, 1), head.weight, head.bias)
+        torch.testing.assert_close(said.view_as(expected), expected, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(before.logits, after.logits, atol=0.01)
+
+
+def test_an_absent_picture_or_sound_adds_nothing_to_what_a_head_says():
+    torch.manual_seed(0)
+    model, pairs = make(standardise=True, head_blocks=2).eval(), random_pairs(40)
+    model.begin(*pairs, nothing(pairs))
+    unseen, unheard = nothing(pairs)
+    torch.testing.assert_close(model(unseen, unheard).logits[0], model.head.bias, atol=1e-4, rtol=0)
+    parts = model.head.each(both(model.for_inference().encode(*pairs))[:, 0])
+    seen, heard = (part + model.head.bias for part in parts.unflatten(0, (2, 2)).sum(1))
+    torch.testing.assert_close(model(pairs[0], unheard.expand(40, -1, -1)).logits, seen, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(model(unseen.expand(40, -1, -1, -1), pairs[1]).logits, heard, atol=1e-3, rtol=1e-3)
+
+
+def test_a_number_that_hardly_differs_between_pairs_is_not_blown_up():
+    head = Head([2], 3, standardise=True)
+    read = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 5.0]])
+    head.begin(read, read.mean(0))
+    assert head.deviation.tolist() == pytest.approx([0.01, 0.01, 0.01, 0.5]) and head.mean.tolist() == [1, 2, 3, 4.5]
+    assert head.absent.eq(0).all()  # it lies nowhere but at the mean
 
 
 @pytest.mark.parametrize("projector, outputs", [("mlp", 256), ("linear", 512)])

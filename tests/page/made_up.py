@@ -119,7 +119,7 @@ def _model(name: str, params: Params, labels: Labels, data: Path) -> None:
         "normaliser": asdict(normalise), "dataset": "folder", "classes": labels.classes, "background": False,
         "augment": "crop", "trainable": count(train_only(model, model.trained())), "recipe": params.recipe,
         "train": {"epochs": 3}, "epoch": 2, "val_accuracy": 0.6,
-        "blend": {"picture": 0.6, "sound": 0.425} if name == "maavt" else None,
+        "blend": {"picture_early": 0.6, "sound_early": 0.425} if name == "maavt" else None,
         "retrieval": {when: {"pairs": 40, **{recall: [share + block / 40 * rise for block in range(12)]
                                              for recall, share in (("recall_1", 0.03), ("recall_5", 0.14))}}
                       for rise, when in enumerate(("before", "after"))} if name == "maavt" else None,

@@ -173,8 +173,8 @@ def test_a_model_that_uses_one_modality_loses_nothing_with_that_one_alone(projec
         there, absent = (form.encode(*pair)[:, 0].unflatten(0, (2, 4))[0 if deaf else 1, 0]
                          for pair in ((frames, sound), gone))  # what the head reads of the one stream, of one pair
     tells = there - absent
-    weights["head.weight"].zero_()
-    weights["head.bias"].zero_()
+    for name, value in (("weight", 0), ("bias", 0), ("mean", 0), ("deviation", 1), ("absent", 0)):  # as it is read
+        weights[f"head.{name}"].fill_(value)
     for row, sign in enumerate((1, -1)):  # one class where it is there, the other where its mean stands in
         weights["head.weight"][row].chunk(2)[0 if deaf else 1].copy_(sign * tells)
         weights["head.bias"][row] = -sign * tells @ (there + absent) / 2

@@ -47,30 +47,34 @@ NORMALISE = Normaliser(image_size=32, image_mean=(0.5,) * 3, image_std=(0.5,) * 
                        spectrogram_std=0.5)
 
 
-def test_the_head_says_afterwards_what_the_weighed_streams_say_and_nothing_else_of_the_model_changes():
+@pytest.mark.parametrize("blocks, names", [
+    (1, ["picture", "sound"]), (2, ["picture_early", "picture_last", "sound_early", "sound_last"])])
+def test_the_head_says_afterwards_what_the_weighed_parts_say_and_nothing_else_of_the_model_changes(blocks, names):
     torch.manual_seed(0)
-    model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=True, tokens=2, head_blocks=2)).eval()
+    model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=True, tokens=2, head_blocks=blocks)).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     labels = torch.tensor([0, 1, -1, 2, 3, 0])
-    picture, sound = blend(model, batches(labels), NORMALISE)
-    assert picture != 1 != sound
+    weights = blend(model, batches(labels), NORMALISE)
+    assert list(weights) == names and 1 not in weights.values()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"head.weight"}
-    left, right = before["head.weight"].chunk(2, 1)
-    torch.testing.assert_close(model.head.weight.detach(), torch.cat([picture * left, sound * right], 1))
+    width = model.backbone.embed_dim
+    parts = before["head.weight"].split([2 * width, width] * 2 if blocks == 2 else width, 1)
+    torch.testing.assert_close(model.head.weight.detach(), torch.cat([
+        weight * part for weight, part in zip(weights.values(), parts, strict=True)], 1))
 
 
 @pytest.mark.parametrize("knowing", [0, 1], ids=["picture", "sound"])
 def test_the_stream_that_is_right_is_the_one_that_counts_more(knowing):
     torch.manual_seed(0)
-    model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=False, tokens=2, head_blocks=2))
+    model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=False, tokens=2))
     (batch,) = batches(torch.zeros(64, dtype=torch.int64))
     with torch.no_grad():
         model.head.weight.mul_(20)
         said = model.train()(*NORMALISE(batch, torch.device("cpu"))[:2]).streams
         model.head.bias.sub_(sum(stream.mean(0) for stream in said))  # else it says almost the same of everything
         truth = (said[knowing] - said[knowing].mean(0)).argmax(1)
-    weights = blend(model.eval(), batches(truth), NORMALISE)
+    weights = [*blend(model.eval(), batches(truth), NORMALISE).values()]
     assert len(truth.unique()) == CLASSES and weights[knowing] > 1 > weights[1 - knowing]
 
 
