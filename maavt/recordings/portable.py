@@ -41,15 +41,21 @@ class Portable(nn.Module):
 
 
 def forms(folder: Path) -> tuple[Portable, Portable, list[Example]]:
-    """The model in a folder as it was trained, and its form for inference, both in float32 on the CPU; and batches of
-    noise to compare them by."""
+    """The model in a folder as it was trained, and its form for inference, both in float32 on the CPU; and batches to
+    compare them by: the training set's mean under noise from faint to loud, of which no model can be all too sure to
+    show a difference."""
     model, normalise, config = load_adapter(folder)
     recipe = Spectrogram(**config["spectrogram"])
     size = config["image_size"] if config["augment"] == "crop" else config["frame_size"]
     rng = np.random.default_rng(0)
-    noise = [(rng.integers(0, 256, (count, 3, size, size), np.uint8),
-              spectrograms(rng.normal(0, 0.1, (count, recipe.seconds * recipe.sample_rate)).astype(np.float32), recipe))
-             for count in CHECKED]
+    noise = []
+    for count in CHECKED:
+        much = np.geomspace(0.1, 4, count)[:, None, None]
+        frames = rng.normal(np.reshape(normalise.frame_mean, (3, 1, 1)), 60 * much[..., None], (count, 3, size, size))
+        silence = np.zeros((count, recipe.seconds * recipe.sample_rate), np.float32)
+        sound = rng.normal(normalise.spectrogram_mean, normalise.spectrogram_std * much,
+                           spectrograms(silence, recipe).shape)
+        noise.append((frames.clip(0, 255).astype(np.uint8), sound.astype(np.float32)))
     form = model.for_inference(torch.float32, pack=False)
     for module in form.modules():  # parts of a matrix that is saved in no one piece would be warned of
         module._buffers |= {name: tensor.clone() for name, tensor in module._buffers.items() if tensor is not None}
