@@ -30,11 +30,12 @@ class Head(nn.Linear):
         self.register_buffer("absent", torch.zeros(2, half) if standardise else None)  # of length 1
 
     @torch.no_grad()
-    def begin(self, read: Tensor, absent: Tensor, weigh: int = 1) -> None:
+    def begin(self, read: Tensor, absent: Tensor) -> None:
         """Before training: what is read of some pairs (B, 2 H), and where picture and sound are absent (2 H,). All
-        numbers together weigh as much as one in `weigh` of them would."""
+        parts together weigh as much as the last one alone would."""
+        much = self.in_features / 2 / self.sizes[-1]
         self.mean.copy_(read.mean(0))
-        self.deviation.copy_(read.std(0, correction=0).clamp_min(LEAST) * weigh ** 0.5)
+        self.deviation.copy_(read.std(0, correction=0).clamp_min(LEAST) * much ** 0.5)
         self.absent.copy_(F.normalize(torch.stack(((absent - self.mean) / self.deviation).chunk(2)), dim=-1))
 
     def forward(self, read: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maavt.models.head import Head
 from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.output import Output
-from maavt.models.vit import as_images, embed, run_block, streams
+from maavt.models.vit import as_images, both, embed, run_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class LinearHead(Head):
             logits, multilabel=self.multilabel)
 
     def _read(self, cls: Tensor) -> Tensor:
-        return torch.cat(streams(F.layer_norm(cls.float(), cls.shape[-1:])), -1)
+        return both(F.layer_norm(cls.float(), cls.shape[-1:]))
 
 
 class LinearProbe(nn.Module):

@@ -22,7 +22,16 @@ from maavt.models.head import Head
 from maavt.models.inference import FastPatches, constant, fast_blocks
 from maavt.models.merge import Merged
 from maavt.models.output import Output
-from maavt.models.vit import as_images, attention_scores, check_heads, embed_patches, remade, run_merging, streams
+from maavt.models.vit import (
+    as_images,
+    attention_scores,
+    both,
+    check_heads,
+    embed_patches,
+    remade,
+    run_merging,
+    streams,
+)
 
 LSA_HEADS = 8
 AT_ONCE = 32  # pairs that are looked at before training; prompts begin as patches of the first so many
@@ -130,10 +139,9 @@ class MAAVT(nn.Module):
             form = self.for_inference()
             pairs = zip(frames.split(AT_ONCE), spectrograms.split(AT_ONCE), strict=True)
             read = torch.cat([both(form.encode(*some)) for some in (*pairs, absent)])
-            tokens = 2 * len(self.early) + 1
-            self.head.begin(read[:-1, 0], read[-1, 0], tokens)
+            self.head.begin(read[:-1, 0], read[-1, 0])
             if self.background_head is not None:
-                self.background_head.begin(read[:-1, 1], read[-1, 1], tokens)
+                self.background_head.begin(read[:-1, 1], read[-1, 1])
 
     def _begin_prompts(self, frames: Tensor, spectrograms: Tensor) -> None:
         """Prompts begin as patches of these pairs, drawn at random, the shared ones half of each stream, and the
@@ -332,11 +340,6 @@ class MaavtVectors(MaavtInference):
         visual, audio = (nn.functional.normalize(project(mean), dim=-1)
                          for project, mean in zip(self.project, means, strict=True))
         return self.decide(encoded), visual, audio
-
-
-def both(encoded: Tensor) -> Tensor:
-    """What is read of the picture beside what is read of the sound: (2 B, R, H) -> (B, R, 2 H)."""
-    return torch.cat(streams(encoded), -1)
 
 
 def read_early(count: int, blocks: int) -> list[int]:

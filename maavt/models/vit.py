@@ -78,6 +78,11 @@ def streams(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.unflatten(0, (2, -1)).unbind(0)
 
 
+def both(x: Tensor) -> Tensor:
+    """What is read of the picture beside what is read of the sound: (2 B, ..., H) -> (B, ..., 2 H)."""
+    return torch.cat(streams(x), -1)
+
+
 def run_merging(block: Block, x: Tensor, merged: Merged | None, most: int = 0, read: slice | None = None,
                 own: StreamAdapters | None = None) -> tuple[Tensor, Merged | None]:
     """run_block that knows which patches have become one, and merges `most` more of them between attention and MLP."""

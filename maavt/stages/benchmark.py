@@ -11,7 +11,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -36,8 +36,7 @@ from maavt.work import project_root, write_table
 CLASSES = 28  # AVE, as in the paper's counts
 IN21K_CLASSES = 21_843  # the head of the ImageNet-21k checkpoints that the paper's totals include
 TABLE_7 = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
-PAPER = {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "standardise": False}
-MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", PAPER),
+MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", {}),  # by the recipe `paper`
           "linear": ("linear", {}),
           "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
           "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own
@@ -79,6 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
 def create(name: str, backbone: str, params: Params, **options) -> nn.Module:
     """A model with random weights, for as many classes as AVE has."""
     model, changes = (MODELS | MERGED)[name]
+    params = replace(params, recipe="paper").resolved() if name == "maavt_paper" else params
     settings = {**model_settings(model, params, classes=CLASSES, background=True), **changes}
     return create_model(model, create_backbone(backbone, **options), settings)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maavt.models.maavt import both
+from maavt.models.vit import both
 from maavt.shards.loader import Batch
 from maavt.training.runtime import Normaliser, whole_pairs
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from maavt.models import create_model
 from maavt.models.head import Head
-from maavt.models.maavt import MAAVT, MaavtConfig, both, read_early
-from maavt.models.vit import as_images, embed_patches, train_only
+from maavt.models.maavt import MAAVT, MaavtConfig, read_early
+from maavt.models.vit import as_images, both, embed_patches, train_only
 from maavt.training.losses import losses
 from tests.models.reference import (
     CLASSES,
@@ -267,6 +267,13 @@ def test_the_logits_of_early_blocks_and_last_one_of_both_streams_sum_to_those_of
     output = model(*pairs)
     assert len(output.streams) == 4
     torch.testing.assert_close(sum(output.streams) - 3 * model.head.bias, output.logits)
+
+    def stays(other):
+        return [torch.equal(part, before) for part, before in zip(other.streams, output.streams, strict=True)]
+
+    assert stays(model(pairs[0], pairs[1] * 0)) == [True, True, False, False]  # picture early, last, sound early, last
+    model.backbone.norm.weight.data.mul_(2)  # which the last block alone is read through
+    assert stays(model(*pairs)) == [True, False, True, False]
 
 
 def test_the_logits_of_both_streams_alone_sum_to_those_of_both():

@@ -15,6 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 from maavt.errors import UserError
+from maavt.models.maavt import MAAVT
+from maavt.models.vit import both
 from maavt.params import parse_params
 from maavt.shards.loader import Loader
 from maavt.stages import train
@@ -43,6 +45,21 @@ def test_only_what_was_trained_is_saved(made):
     assert sum(sizes.values()) == config(made)["trainable"]
     written = (made / "data/models/maavt/adapter.safetensors").stat().st_size
     assert written < 4 * 1.01 * (config(made)["trainable"] + for_vectors + measured)
+
+
+def test_the_pairs_that_a_model_looks_at_before_training_are_those_to_train_on(made, tmp_path, monkeypatch):
+    seen, began = [], MAAVT.begin
+    monkeypatch.setattr(MAAVT, "begin", lambda model, *pairs: [seen.append(pairs), began(model, *pairs)])
+    run = training(made, tmp_path, monkeypatch)
+    (_, sound, (unseen, unheard)), loader = seen[0], run.loaders["train"]
+    assert loader.pairs == 100 < train.FIRST  # so it sees all of them
+    expected = torch.cat([run.normalise(batch, run.device)[1] for batch in loader.in_order()])
+    torch.testing.assert_close(sound.sum((1, 2)).sort()[0], expected.sum((1, 2)).sort()[0])
+    assert unseen.flatten(2).std(-1).max() < 1e-6 and unheard.eq(0).all()  # one colour, and the mean
+    read = both(run.model.for_inference().encode(unseen, unheard))[0]
+    for head, of_token in zip((run.model.head, run.model.background_head), read, strict=True):
+        assert not torch.equal(head.deviation, torch.ones_like(head.deviation))
+        torch.testing.assert_close(head(of_token), head.bias, atol=1e-3, rtol=0)  # what is absent says nothing
 
 
 def test_the_config_holds_what_is_needed_to_load_the_model(made, monkeypatch):
