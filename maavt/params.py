@@ -23,8 +23,9 @@ FEWEST, MOST = 3, 100  # epochs that `auto` makes
 PER_DATASET = ("image_size", "shard.frame_size", "train.epochs", "train.batch")  # one for all, or for each data set
 PAPER = {  # what `recipe: paper` switches off or takes back
     "maavt": {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "standardise": False,
-              "same_class": "negatives", "contrastive_weight": 1.0, "contrastive_from": 0.0,
-              "stream_weight": 0.0, "blend": False, "prompt_init": "random", "prompt_rate": 1.0},
+              "contrastive_trains": "all", "same_class": "negatives", "contrastive_weight": 1.0,
+              "contrastive_from": 0.0, "stream_weight": 0.0, "blend": False, "prompt_init": "random",
+              "prompt_rate": 1.0},
     "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "stretch": 0.0, "shift": 0.0,
                       "gain": 0.0, "noise": 0.0},
     "train": {"clip": 0.0, "average": 0.0, "balance": 0.0, "modality_dropout": 0.0},
@@ -244,6 +245,7 @@ class Maavt:
     merge: Annotated[int, Field(ge=0, le=4096)]
     adapter_rate: PartRate
     same_class: Literal["negatives", "left_out", "positives"]
+    contrastive_trains: Literal["all", "projectors"]
     contrastive_weight: Annotated[float, Field(ge=0)]
     contrastive_from: Annotated[float, Field(ge=0, lt=1)]
     stream_weight: Annotated[float, Field(ge=0)]

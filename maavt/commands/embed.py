@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     add_asking(parser, "a video with sound, a folder of them, or train, val or test of the project's data set")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the Parquet file to write")
     options = parser.parse_args(arguments)
+    if options.out.suffix != ".parquet":
+        parser.error(f"--out {options.out}: expected a name that ends in .parquet, since that is what is written")
     split = options.files[0] if len(options.files) == 1 and options.files[0] in SPLITS else None
     files = [] if split else files_of(options.files)
     model = Trained(options.model, options.device, vectors=True)

@@ -52,6 +52,7 @@ class MaavtConfig:
     shared_prompts: bool = True
     lsa: bool = True
     contrastive: str = "blockwise"
+    contrastive_trains: str = "all"
     projector: str = "mlp"
     lora_rank: int = 0
     bottleneck: int = 0
@@ -71,6 +72,8 @@ class MaavtConfig:
             raise ValueError(f"prompt_init: {self.prompt_init!r}; expected random or patches")
         if self.contrastive not in ("blockwise", "final", "off"):
             raise ValueError(f"contrastive: {self.contrastive!r}; expected blockwise, final or off")
+        if self.contrastive_trains not in ("all", "projectors"):
+            raise ValueError(f"contrastive_trains: {self.contrastive_trains!r}; expected all or projectors")
 
 
 class Prompts(nn.Module):
@@ -272,6 +275,8 @@ class MAAVT(nn.Module):
 
     def _project(self, block: int, shared: Tensor) -> tuple[Tensor, Tensor]:
         """The mean shared prompt of each stream through the block's projectors, of length 1: (B, P) each."""
+        if self.config.contrastive_trains == "projectors":
+            shared = shared.detach()
         visual, audio = streams(shared.float().mean(1))
         return (nn.functional.normalize(self.visual_projectors[block](visual), dim=-1),
                 nn.functional.normalize(self.audio_projectors[block](audio), dim=-1))

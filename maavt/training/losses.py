@@ -18,7 +18,7 @@ TEMPERATURE = 0.07
 @dataclass
 class Losses:
     """The parts of the loss, scalars; 0 where a part does not apply. `chance` is the contrastive loss of projections
-    that are all alike, `streams` the mean class loss of the streams, or parts of them, each alone."""
+    that are all alike, `streams` the sum of the class losses of the streams, or of parts of them, each alone."""
 
     classes: Tensor
     background: Tensor
@@ -73,7 +73,7 @@ def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, class
         background=background,
         contrastive=torch.stack(compared).mean() if compared else zero,
         chance=contrastive_chance(aligned, same_class) if compared else zero,
-        streams=torch.stack([classes(stream, alone) for stream in output.streams]).mean() if output.streams else zero,
+        streams=sum((classes(stream, alone) for stream in output.streams or ()), zero),
         contrastive_weight=contrastive_weight,
         stream_weight=stream_weight,
     )

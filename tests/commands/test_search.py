@@ -77,6 +77,13 @@ def test_search_by_sound_finds_pictures_of_the_right_kind_twice_as_often_as_chan
     assert np.mean(found) >= 1.9 * np.mean(chance)  # 2 is what knowing each sound's two shapes gives
 
 
+@pytest.mark.parametrize("name", ["vectors.csv", "vectors"])
+def test_a_table_that_would_not_be_called_what_it_is_is_wrong_usage(tmp_path, capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        cli.command(["embed", "test", "--out", str(tmp_path / name)])
+    assert ended.value.code == 2 and "expected a name that ends in .parquet" in capsys.readouterr().err
+
+
 def test_vectors_of_another_model_are_told_and_so_is_a_model_that_has_none(project, capsys):
     assert run("embed", f"{CLIPS}/test-00001.mp4", "--out", "vectors.parquet") == 0
     config = json.loads((project / "data/models/maavt/config.json").read_text())

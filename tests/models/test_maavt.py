@@ -194,6 +194,17 @@ def test_the_final_contrastive_loss_compares_the_last_block_alone():
     assert all(torch.equal(one, other) for one, other in zip(compared, blockwise[-1], strict=True))
 
 
+@pytest.mark.parametrize("trains", ["all", "projectors"])
+def test_the_contrastive_loss_trains_all_or_the_projectors_alone(trains):
+    model = make(**OWN, contrastive_trains=trains)
+    train_only(model, model.trained() + model.training_only())
+    losses(model.train()(*random_pairs()), torch.arange(6)).contrastive.backward()
+    moved = {name.split(".")[0] for name, parameter in model.named_parameters()
+             if parameter.grad is not None and parameter.grad.any()}
+    projectors = {"visual_projectors", "audio_projectors"}
+    assert moved == projectors if trains == "projectors" else moved > projectors | {"prompts", "adapters"}
+
+
 def test_what_each_stream_has_of_its_own_begins_at_zero():
     torch.manual_seed(0)
     plain, own = make(), make(**OWN)
@@ -354,6 +365,7 @@ def test_layer_scales_of_the_backbone_are_applied_in_the_last_block_too():
     ({"head_blocks": 0}, "head_blocks: 0; expected 1 or more"),
     ({"projector": "conv"}, "projector: 'conv'; expected one of mlp, linear"),
     ({"contrastive": "on"}, "contrastive: 'on'; expected blockwise, final or off"),
+    ({"contrastive_trains": "none"}, "contrastive_trains: 'none'; expected all or projectors"),
     ({"tokens": 0}, "the contrastive loss needs shared prompts"),
     ({"shared_prompts": False}, "the contrastive loss needs shared prompts"),
 ])

@@ -96,7 +96,7 @@ def test_the_loss_of_each_stream_alone_counts_with_its_weight_and_only_where_bot
     parts = losses(Output(logits, streams=streams), labels, whole=torch.tensor([True, True, False, True]),
                    stream_weight=2.0)
     expected = [-stream[row].log_softmax(-1)[label] for stream in streams for row, label in ((0, 0), (1, 2))]
-    assert parts.streams.item() == pytest.approx((sum(expected) / 4).item(), rel=1e-5)
+    assert parts.streams.item() == pytest.approx((sum(expected) / 2).item(), rel=1e-5)
     assert parts.total.item() == pytest.approx((parts.classes + 2 * parts.streams).item(), rel=1e-6)
 
 
