@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from maavt.errors import UserError
 from maavt.models.maavt import MAAVT
-from maavt.models.vit import both
+from maavt.models.vit import both, under
 from maavt.params import parse_params
 from maavt.shards.loader import Loader
 from maavt.stages import train
@@ -187,6 +187,19 @@ def test_the_contrastive_loss_begins_after_its_share_of_the_training(made, tmp_p
     for run.epoch in (1, 2):
         weights += [run._contrastive(step)["contrastive_weight"] for step in range(1, run.steps + 1)]
     assert weights == [0] * run.steps + [2] * run.steps
+
+
+@pytest.mark.parametrize("trains, alike", [("projectors", True), ("all", False)])
+def test_what_tells_the_class_learns_the_same_with_a_contrastive_loss_that_trains_its_projectors_alone(
+        made, tmp_path, monkeypatch, trains, alike):
+    learned = []
+    for weight in (0, 5):
+        run = training(made, tmp_path, monkeypatch, maavt={"contrastive_trains": trains, "contrastive_weight": weight})
+        run.epoch = 1
+        run._train_epoch()
+        names = run.model.trained()
+        learned.append([parameter for name, parameter in run.model.named_parameters() if under(name, names)])
+    assert all(torch.equal(one, other) for one, other in zip(*learned, strict=True)) == alike
 
 
 def test_a_run_that_stays_at_chance_for_a_third_of_its_epochs_says_so_once(made, tmp_path, monkeypatch, capsys):
