@@ -77,7 +77,10 @@ def at_work(project: Path, settings: list[str]) -> Iterator[tuple[int, Path]]:
     logs = told.logs(project, told.introduce(project, settings))
     with runs.alive(project, flow_run.id), only_run(project, get_run_logger().warning) as lock:
         drop_damaged(project)
-        yield lock, logs
+        try:
+            yield lock, logs
+        finally:  # models and predictions, which git does not see: those of the settings that are back in params.yaml
+            run([*DVC, "checkout", "--quiet"], project, lock, logs / "checkout.log", quiet=True)
 
 
 @flow(persist_result=False)
@@ -105,11 +108,12 @@ def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metri
 
 
 def write(rows: list[dict], folder: Path, metric: str) -> None:
-    """ablation.csv and ablation.svg, as far as the grid has come. Raises UserError for an unknown metric."""
-    if any(f"{metric}_mean" not in row for row in rows):
+    """ablation.csv and ablation.svg, as far as the grid has come. Raises UserError for a metric that no row has."""
+    drawn = [row for row in rows if f"{metric}_mean" in row]
+    if not drawn:
         raise UserError(f"--metric {metric}: no such number in data/eval; one is accuracy")
     write_table(folder / "ablation.csv", dict.fromkeys(key for row in rows for key in row), rows)
-    plots.save(folder / "ablation.svg", plots.ablation, rows, metric)
+    plots.save(folder / "ablation.svg", plots.ablation, drawn, metric)
 
 
 def read_metrics(project: Path) -> dict[str, dict[str, float]]:
@@ -141,8 +145,9 @@ def spread(number: str, values: list[float]) -> dict[str, float]:
 
 
 def chosen(rows: list[dict]) -> dict | None:
-    """The row that the validation split prefers; the test split has no say. None where nothing was validated."""
-    validated = [row for row in rows if "val_accuracy_mean" in row]
+    """The row of the first model that the validation split prefers; the test split has no say. None where nothing was
+    validated."""
+    validated = [row for row in rows if "val_accuracy_mean" in row and row["model"] == rows[0]["model"]]
     return max(validated, key=lambda row: row.get("val_map_mean", row["val_accuracy_mean"]), default=None)
 
 
@@ -160,6 +165,8 @@ def main() -> None:
     use_server()
     rows = ablate(options.settings, options.seeds, project, options.metric)
     for row in rows:
+        if f"{options.metric}_mean" not in row:
+            continue
         spread = f" ± {row[f'{options.metric}_std']:.3f} over {row['seeds']} seeds" if row["seeds"] > 1 else ""
         print(f"{row['setting']}, {row['model']}: {options.metric} {row[f'{options.metric}_mean']:.3f}{spread}, "
               f"{row['seconds_mean']:.0f} s each")

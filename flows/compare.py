@@ -5,13 +5,14 @@
 
 The rates are shares of the model's own in params.yaml (of LAVISH's adapters, MBT's encoders, the probe's head ...).
 With the first seed each is tried, and the validation split chooses; the test split is looked at with that one alone.
-Epochs, augmentation and data are the same for all. The result is data/comparison/comparison.csv and comparison.svg.
+Epochs and data are the same for all, and so are augmentation, clipping, averaging and balance, but for `paper`, which
+has none of these four. The result is data/comparison/comparison.csv and comparison.svg.
 """
 
 import argparse
 import csv
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import chain
 from pathlib import Path
 
@@ -62,19 +63,27 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
 
         for name in models:
             try:
-                tried = {rate: one(name, rate, seeds[0]) for rate in rates_of(name, rates, settings, project)}
+                tried, amiss = {}, []
+                for rate in rates_of(name, rates, settings, project):
+                    try:
+                        tried[rate] = one(name, rate, seeds[0])
+                    except UserError as error:  # too high a rate, say: it costs this one
+                        amiss.append(str(error))
+                failed += amiss
+                if not tried:
+                    continue
                 # by what training goes by, too: where clips have several labels the mean average precision
                 rate = max(tried, key=lambda rate: tried[rate].get("val_map", tried[rate]["val_accuracy"]))
                 runs[name].append(tried[rate])
-                write(rows(runs), project / "data" / "comparison")
+                write(rows(runs, models[0]), project / "data" / "comparison")
                 for seed in seeds[1:]:
                     runs[name].append(one(name, rate, seed))
-                    write(rows(runs), project / "data" / "comparison")
+                    write(rows(runs, models[0]), project / "data" / "comparison")
             except UserError as error:
                 failed.append(str(error))
     if failed:
         raise UserError("\n".join(failed) + ("; the others are in data/comparison" if runs else ""))
-    return rows(runs)
+    return rows(runs, models[0])
 
 
 def rates_of(name: str, shares: list[float], settings: list[str], project: Path) -> list[float]:
@@ -91,20 +100,21 @@ def read_right(folder: Path, several: bool) -> dict[tuple[str, str], bool]:
                                                                   [row["label"]]) for row in csv.DictReader(file)}
 
 
-def rows(runs: dict[str, list[dict]]) -> list[dict]:
-    """A row per model: mean and deviation over its seeds, and the first model's lead over it on the same clips.
+def rows(runs: dict[str, list[dict]], leader: str) -> list[dict]:
+    """A row per model: mean and deviation over its seeds, and the lead over it of the one that the others are held
+    against, if that has run, on the same clips.
 
     The lead is the mean over the seeds that both have, its interval a bootstrap over clips of all of them together; p
-    is McNemar's for the first seed.
+    is McNemar's over the clips with the first seed.
     """
-    first, table = next(iter(runs.values()), []), []
+    first, table = runs.get(leader, []), []
     for name, own in runs.items():
         row = {"model": name, "seeds": len(own), "rate": own[0]["rate"], "trained": own[0]["trained"],
                "epochs_kept": " ".join(str(one["epoch"]) for one in own)}
         for number in NUMBERS:
             if number in own[0]:
                 row |= spread(number, [one[number] for one in own])
-        if own is not first:
+        if first and name != leader:
             lead, low, high, chance = paired([one["right"] for one in first], [one["right"] for one in own])
             row |= {"lead": round(lead, 4), "lead_low": round(low, 4), "lead_high": round(high, 4),
                     "p": f"{chance:.2g}"}
@@ -113,14 +123,18 @@ def rows(runs: dict[str, list[dict]]) -> list[dict]:
 
 
 def paired(first: list[dict], second: list[dict]) -> tuple[float, float, float, float]:
-    """How much more often the first model is right than the second, its 95 % interval, and McNemar's p; of each a dict
-    per seed of what is right, by (key, second)."""
+    """How much more often the first model is right than the second, its 95 % interval, and McNemar's p of the clips in
+    which one is right more often, since seconds of a clip are no independent witnesses; of each a dict per seed of what
+    is right, by (key, second)."""
     both = [[(pair[0], one[pair], other[pair]) for pair in sorted(one.keys() & other.keys())]
             for one, other in zip(first, second, strict=False)]
     keys, ours, theirs = zip(*chain(*both), strict=True)
     lead = np.subtract(ours, theirs, dtype=float)
-    _, ours, theirs = zip(*both[0], strict=True)
-    return float(lead.mean()), *scores.accuracy_interval(keys, lead), scores.mcnemar(ours, theirs)
+    leads = Counter()
+    for key, ours, theirs in both[0]:
+        leads[key] += ours - theirs
+    chance = scores.mcnemar([lead > 0 for lead in leads.values()], [lead < 0 for lead in leads.values()])
+    return float(lead.mean()), *scores.accuracy_interval(keys, lead), chance
 
 
 def write(table: list[dict], folder: Path) -> None:

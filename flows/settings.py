@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ruamel.yaml import YAML, YAMLError
 from maavt.errors import UsageError
 from maavt.params import check_weights, parse_params
 from maavt.work import atomic
+
+LONGEST = 150  # bytes of an experiment's name
 
 
 def check_project(project: Path) -> Path:
@@ -72,8 +75,11 @@ def _set(values: dict, setting: str) -> None:
 
 
 def experiment_name(settings: Sequence[str]) -> str:
-    """A name that DVC takes: tokens=10 and maavt.lsa=false become tokens-10-maavt-lsa-false."""
-    return "-".join("".join(c if c.isalnum() else " " for c in " ".join(settings)).split())
+    """A name that DVC and file systems take: tokens=10 and maavt.lsa=false become tokens-10-maavt-lsa-false; a long one
+    ends in a hash."""
+    name = "-".join("".join(c if c.isalnum() else " " for c in " ".join(settings)).split())
+    return name if len(name.encode()) <= LONGEST else \
+        f"{name.encode()[:LONGEST].decode(errors='ignore')}-{sha256(name.encode()).hexdigest()[:12]}"
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from maavt.work import project_root
 FEWEST, MOST = 3, 100  # epochs that `auto` makes
 PER_DATASET = ("image_size", "shard.frame_size", "train.epochs", "train.batch")  # one for all, or for each data set
 PAPER = {  # what `recipe: paper` switches off or takes back
-    "maavt": {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "standardise": False,
+    "maavt": {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "head_bands": False, "standardise": False,
               "contrastive_trains": "all", "same_class": "negatives", "contrastive_weight": 1.0,
               "contrastive_from": 0.0, "stream_weight": 0.0, "blend": False, "prompt_init": "random",
               "prompt_rate": 1.0},
@@ -241,6 +241,7 @@ class Maavt:
     lora_rank: Annotated[int, Field(ge=0, le=1024)]
     bottleneck: Annotated[int, Field(ge=0, le=4096)]
     head_blocks: Annotated[int, Field(ge=1, le=1000)]
+    head_bands: bool
     standardise: bool
     merge: Annotated[int, Field(ge=0, le=4096)]
     adapter_rate: PartRate

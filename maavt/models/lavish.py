@@ -141,9 +141,14 @@ class LAVISH(nn.Module):
         x = embed(self.backbone, torch.cat([frames.to(kind), as_images(spectrograms).to(kind)]))  # visual, then audio
         for number, block in enumerate(self.backbone.blocks):
             x = x + remade(again, self_attention, block, x) + self._adapt("attention", number, x, x)
-            read = x if number + 1 < len(self.backbone.blocks) else x[:, :1]  # of the last block the CLS tokens alone
+            last = number + 1 == len(self.backbone.blocks)
+            read = x[:, :1] if last and not self._counts_tokens() else x  # of the last block the CLS tokens alone
             x = read + remade(again, feed_forward, block, read) + self._adapt("mlp", number, read, x)
         return self.head(*streams(self.backbone.norm(x[:, 0])))
+
+    def _counts_tokens(self) -> bool:
+        """Whether what becomes of one token hangs on all others of the batch: batch norms do so in training."""
+        return self.training and self.adapters[PLACES[0]][0].batch_norm_down is not None
 
     def _adapt(self, place: str, number: int, x: Tensor, other: Tensor) -> Tensor:
         """What the adapters of one place add to `x`; `other` is what the streams look at crosswise."""

@@ -2,8 +2,9 @@
 
 Not in the paper: `lora_rank` and `bottleneck` give each stream something of its own in every block; with `head_blocks`
 the heads read the class and background tokens after so many blocks, evenly spaced, the last one among them, and after
-all but the last the mean of the patches beside, all standardised with `standardise`; `merge` makes so many patches of
-each stream part of others in every block but the last.
+all but the last the mean of the patches beside, all standardised with `standardise`; with `head_bands`, after the
+middle one of these, the mean of each row and of each column of patches as well, which in a spectrogram are moments and
+bands of frequencies; `merge` makes so many patches of each stream part of others in every block but the last.
 
 B pairs, N tokens of a stream, D width, K blocks, C classes, H numbers of a stream that the heads read. The tokens of a
 stream are [class prompt, patches, (background prompt), unimodal prompts, shared prompts].
@@ -57,6 +58,7 @@ class MaavtConfig:
     lora_rank: int = 0
     bottleneck: int = 0
     head_blocks: int = 1
+    head_bands: bool = False
     standardise: bool = False
     merge: int = 0
 
@@ -128,7 +130,10 @@ class MAAVT(nn.Module):
         self.adapters = nn.ModuleList(StreamAdapters(width, config.lora_rank, config.bottleneck)
                                       for _ in backbone.blocks if config.lora_rank or config.bottleneck)
         self.early = read_early(config.head_blocks, len(backbone.blocks))
-        sizes = [2 * width * len(self.early)] * bool(self.early) + [width]
+        self.grid = backbone.patch_embed.grid_size
+        self.banded = self.early[len(self.early) // 2] if config.head_bands and self.early else None
+        means = len(self.early) + (0 if self.banded is None else sum(self.grid))
+        sizes = [width * (len(self.early) + means)] * bool(self.early) + [width]
         self.head = Head(sizes, config.classes, standardise=config.standardise)
         self.background_head = Head(sizes, 1, standardise=config.standardise) if config.background else None
 
@@ -156,7 +161,8 @@ class MAAVT(nn.Module):
         visual, audio = (stream.flatten(0, 1) for stream in streams(patches))
 
         def drawn(stream: Tensor, count: int) -> Tensor:
-            return stream[torch.randperm(len(stream))[:count].to(stream.device)]
+            order = torch.randperm(len(stream)).repeat(-(-count // len(stream)))  # again where there are too few
+            return stream[order[:count].to(stream.device)]
 
         count = self.config.tokens
         for name, prompts in self.prompts.items():
@@ -213,7 +219,8 @@ class MAAVT(nn.Module):
             if number in self.early:
                 behind = 1 + (merged.patches if merged else patches)
                 tokens = torch.cat([x[:, :1], x[:, behind : behind + self.config.background]], 1)
-                summaries.append(early_summary(tokens, x[:, 1:behind], merged))
+                grid = self.grid if number == self.banded else None
+                summaries.append(early_summary(tokens, x[:, 1:behind], merged, grid))
             if compared and self.config.contrastive == "blockwise":
                 projections.append(self._project(number, x[:, shared]))
         patches = merged.patches if merged else patches
@@ -291,7 +298,7 @@ class MaavtInference(nn.Module):
         vit, self.background, self.multilabel = model.backbone, model.config.background, model.config.multilabel
         self.see, self.hear = FastPatches(vit, kind, pack, channels=3), FastPatches(vit, kind, pack, channels=1)
         self.blocks, self.norm = fast_blocks(vit, kind, pack, own=model.adapters), constant(vit.norm, kind)
-        self.merge, self.early = model.config.merge, model.early
+        self.merge, self.early, self.banded, self.grid = model.config.merge, model.early, model.banded, model.grid
         self.register_buffer("learned", model.learned_tokens().detach().to(kind), persistent=False)  # (2, 1 + M, D)
         self.head = constant(model.head, torch.float32)
         self.background_head = constant(model.background_head, torch.float32) if self.background else None
@@ -316,7 +323,8 @@ class MaavtInference(nn.Module):
             x, merged = block.merging(x, merged, self.merge) if merged else (block(x), None)
             if number in self.early:
                 behind = first + merged.patches if merged else None
-                summaries.append(early_summary(x[:, : 1 + self.background], x[:, first:behind], merged))
+                grid = self.grid if number == self.banded else None
+                summaries.append(early_summary(x[:, : 1 + self.background], x[:, first:behind], merged, grid))
         x = last(x, read, merged)
         summaries.append(self.norm(x[:, : 1 + self.background]).float())
         return x, torch.cat(summaries, -1)
@@ -354,14 +362,19 @@ def read_early(count: int, blocks: int) -> list[int]:
     return [blocks * number // count - 1 for number in range(1, count)]
 
 
-def early_summary(read: Tensor, patches: Tensor, merged: Merged | None) -> Tensor:
+def early_summary(read: Tensor, patches: Tensor, merged: Merged | None, grid: tuple[int, int] | None) -> Tensor:
     """What the heads read of an early block, from its class and background tokens (B, R, D) and its patches (B, P, D),
-    of which some may stand for several: each token beside the mean of the patches, (B, R, 2 D). Each counts with mean
-    0 and deviation 1: the backbone's own norm suits the last block alone."""
+    of which some may stand for several: each token beside the mean of the patches, and where they are to be read as a
+    `grid` those of its rows and of its columns, (B, R, 2 D or more). Each counts with mean 0 and deviation 1: the
+    backbone's own norm suits the last block alone."""
     read, patches = (F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in (read, patches))
     if merged:
-        patches = patches * (merged.size / merged.size.mean(1, keepdim=True))[:, :, None]
-    return torch.cat([read, patches.mean(1, keepdim=True).expand_as(read)], -1)
+        patches = patches.gather(1, merged.source[..., None].expand(-1, -1, patches.shape[-1]))
+    means = [patches.mean(1)]
+    if grid:
+        laid = patches.unflatten(1, grid)
+        means += [laid.mean(2).flatten(1), laid.mean(1).flatten(1)]
+    return torch.cat([read, torch.cat(means, -1)[:, None].expand(-1, read.shape[1], -1)], -1)
 
 
 def _projector(kind: str, width: int) -> nn.Module:

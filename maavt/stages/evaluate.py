@@ -75,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     ])
     pairs = [(classes[label], classes[p.predicted]) for p in both
              for label in ([p.predicted] if p.right else p.labels)]  # of several labels, the one that is told
-    write_table(folder / "confusion.csv", ("label", "predicted", "pairs", "share"), confusion(pairs, classes))
+    given = Counter(classes[label] for p in both for label in p.labels)
+    write_table(folder / "confusion.csv", ("label", "predicted", "pairs", "share"), confusion(pairs, given, classes))
     rows = class_rows(both, classes, average_precisions(*scored(both)) if loader.multilabel else None)
     write_table(folder / "classes.csv", rows[0], rows)
     with atomic(folder / "metrics.json") as path:
@@ -107,9 +108,10 @@ def likeliest(prediction: Prediction, classes: list[str], count: int = 3) -> lis
     return [(classes[number], round(found[number], 4)) for number in np.argsort(found)[::-1][:count]]
 
 
-def confusion(pairs: list[tuple[str, str]], classes: list[str]) -> list[dict]:
-    """How often each label was taken for which class, and as a share of the label; each class has a row at least."""
-    counts, labels = Counter(pairs), Counter(label for label, _ in pairs)
+def confusion(pairs: list[tuple[str, str]], labels: Counter, classes: list[str]) -> list[dict]:
+    """How often each label was taken for which class, and as a share of the pairs that have the label; each class has a
+    row at least."""
+    counts = Counter(pairs)
     return [{"label": label, "predicted": told, "pairs": counts[label, told],
              "share": f"{counts[label, told] / max(labels[label], 1):.4f}"}
             for label in classes for told in classes if counts[label, told] or label == told]
@@ -145,11 +147,13 @@ def precision_metrics(said: dict[str, list[Prediction]]) -> dict[str, float]:
 
 
 def class_rows(said: list[Prediction], classes: list[str], precisions: np.ndarray | None) -> list[dict]:
-    """How many pairs each class has and how many of them are right, with its average precision where there is one."""
+    """How many pairs each class has and for how many of them it is told, with its average precision where there is
+    one."""
     rows = []
     for number, label in enumerate(classes):
         own = [p for p in said if label in (classes[given] for given in p.labels)]
-        rows.append({"class": label, "pairs": len(own), "accuracy": f"{accuracy(own):.4f}" if own else ""})
+        told = sum(classes[p.predicted] == label for p in own)
+        rows.append({"class": label, "pairs": len(own), "accuracy": f"{told / len(own):.4f}" if own else ""})
         if precisions is not None:
             rows[-1]["average_precision"] = f"{precisions[number]:.4f}" if own else ""
     return rows

@@ -7,8 +7,8 @@ from subprocess import CompletedProcess
 import pytest
 import yaml
 
-from flows.ablate import chosen, grid, summarise
-from maavt.errors import UsageError
+from flows.ablate import chosen, grid, summarise, write
+from maavt.errors import UsageError, UserError
 from tests.flows.grids import make_project, run_flow
 
 STAGE = """
@@ -102,7 +102,24 @@ def test_what_is_no_number_has_no_mean():
 
 
 def test_validation_prefers_by_the_mean_average_precision_where_there_is_one():
-    rows = [{"setting": "a=1", "val_accuracy_mean": 0.9, "val_map_mean": 0.5},
-            {"setting": "a=2", "val_accuracy_mean": 0.8, "val_map_mean": 0.6}]
-    assert chosen(rows)["setting"] == "a=2" and chosen([{"setting": "a=1"}]) is None
-    assert chosen([{key: row[key] for key in ("setting", "val_accuracy_mean")} for row in rows])["setting"] == "a=1"
+    rows = [{"setting": "a=1", "model": "maavt", "val_accuracy_mean": 0.9, "val_map_mean": 0.5},
+            {"setting": "a=2", "model": "maavt", "val_accuracy_mean": 0.8, "val_map_mean": 0.6}]
+    assert chosen(rows)["setting"] == "a=2" and chosen([{"setting": "a=1", "model": "maavt"}]) is None
+    for row in rows:
+        del row["val_map_mean"]
+    assert chosen(rows)["setting"] == "a=1"
+
+
+def test_what_suits_another_model_better_is_not_chosen():
+    rows = [{"setting": setting, "model": model, "val_accuracy_mean": right} for setting, model, right in (
+        ("a=1", "maavt", 0.70), ("a=1", "linear", 0.80), ("a=2", "maavt", 0.75), ("a=2", "linear", 0.80))]
+    assert chosen(rows) == rows[2]
+
+
+def test_the_picture_shows_the_rows_that_have_the_number(tmp_path):
+    rows = [{"setting": "a=1", "model": "maavt", "seeds": 1, "accuracy_mean": 0.5, "recall_1_after_mean": 0.1},
+            {"setting": "a=1", "model": "linear", "seeds": 1, "accuracy_mean": 0.4}]
+    write(rows, tmp_path, "recall_1_after")
+    assert (tmp_path / "ablation.svg").exists()
+    with pytest.raises(UserError, match="no such number"):
+        write(rows, tmp_path, "recall_2")

@@ -5,7 +5,7 @@ from subprocess import CompletedProcess
 import pytest
 import yaml
 
-from flows.compare import CONTENDERS, paired, read_right
+from flows.compare import CONTENDERS, paired, read_right, rows
 from maavt.measure import scores
 from maavt.params import load_params
 from tests.conftest import ROOT
@@ -91,6 +91,21 @@ def test_the_lead_is_over_the_pairs_that_both_have():
     lead, low, high, p = paired([one], [other])
     assert (lead, p) == (0.5, 1.0)
     assert low <= lead <= high
+
+
+def test_seconds_of_a_clip_are_one_witness():
+    ours = {(clip, str(second)): clip in "abcd" for clip in "abcde" for second in range(10)}
+    theirs = {(clip, str(second)): clip in "de" for clip in "abcde" for second in range(10)}
+    assert paired([ours], [theirs])[3] == scores.mcnemar([True] * 3 + [False], [False] * 3 + [True]) == 0.625
+
+
+def test_a_model_is_held_against_the_first_one_or_none():
+    def run(right: bool) -> dict:
+        return {"rate": "1", "trained": 1, "epoch": 1, "accuracy": float(right), "right": {("a", "0"): right}}
+
+    beside = rows({"maavt": [run(True)], "mbt": [run(False)]}, "maavt")
+    assert "lead" not in beside[0] and beside[1]["lead"] == 1.0
+    assert not any("lead" in row for row in rows({"paper": [run(True)], "mbt": [run(False)]}, "maavt"))
 
 
 def test_mcnemar_is_the_binomial_test_of_what_one_of_two_models_alone_is_right_on():

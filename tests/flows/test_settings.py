@@ -102,3 +102,5 @@ def test_wrong_values_are_told_in_our_words(tmp_path, wrong, told):
 
 def test_an_experiment_is_called_by_its_settings():
     assert experiment_name(["tokens=10", "maavt.lsa=false", "models=[a,b]"]) == "tokens-10-maavt-lsa-false-models-a-b"
+    long, other = (experiment_name(["folder.root=/data/" + "deep/" * 60, f"seed={seed}"]) for seed in (0, 1))
+    assert long != other and len(f"compare-{long}.log") < 200

@@ -11,7 +11,7 @@ VARIANTS = {
     "maavt": [{"background": True}, {"background": False, "lsa": False}, {"background": True, "tokens": 0,
               "contrastive": "off"}, {"background": True, "unimodal_prompts": False},
               {"background": True, "lora_rank": 3, "bottleneck": 6}, {"background": False, "lora_rank": 2},
-              {"background": False, "bottleneck": 4}, {"background": True, "head_blocks": 3},
+              {"background": False, "bottleneck": 4}, {"background": True, "head_blocks": 3, "head_bands": True},
               {"background": False, "head_blocks": 2}],
     "linear": [{"background": True}, {"background": False}],
     "lavish": [{"background": True}, {"background": False, "batch_norm": True, "expansion": 3}],

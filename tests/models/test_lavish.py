@@ -53,6 +53,24 @@ def run(model: LAVISH, theirs: dict) -> dict[str, torch.Tensor]:
     return {"logits": output.logits, "loss": losses(output, theirs["in"]["label"]).total}
 
 
+def test_batch_norms_go_by_all_tokens_in_training_even_where_one_alone_is_read():
+    """As in the authors' code, which computes all tokens of the last block."""
+    torch.manual_seed(0)
+    model, pairs = LAVISH(tiny_vit(), settings(batch_norm=True)).train(), random_pairs(3)
+    with torch.no_grad():
+        for tensor in model.adapters.parameters():
+            tensor.add_(0.3 * torch.randn_like(tensor))
+    seen = []
+    for place in ("visual_mlp", "audio_mlp"):
+        model.adapters[place][-1].batch_norm_down.register_forward_hook(lambda norm, given, made: seen.append(given[0]))
+    model(*pairs)
+    assert [one.shape[0] * (one.shape[2] if one.dim() == 3 else 1) for one in seen] == [3 * 17, 3 * 17]
+    before = [norm.running_mean.clone() for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm1d)]
+    model.eval()(*pairs)
+    assert all(torch.equal(old, norm.running_mean) for old, norm in zip(before, (
+        norm for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm1d)), strict=True))
+
+
 def test_logits_and_loss_are_those_of_the_authors():
     model, theirs = golden_model()
     assert not disagreements(run(model, theirs), theirs["out"], 1e-5)

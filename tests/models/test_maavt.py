@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maavt.models import create_model
 from maavt.models.head import Head
-from maavt.models.maavt import MAAVT, MaavtConfig, read_early
+from maavt.models.maavt import MAAVT, MaavtConfig, early_summary, read_early
 from maavt.models.vit import as_images, both, embed_patches, train_only
 from maavt.training.losses import losses
 from tests.models.reference import (
@@ -183,6 +183,26 @@ def test_the_heads_read_the_tokens_of_several_blocks_evenly_spaced_the_last_one_
     assert not torch.allclose(found.logits, model(*pairs).logits, atol=1e-3)
     torch.testing.assert_close(model(*pairs).logits, one(*pairs).logits)
     torch.testing.assert_close(model(*pairs).background, one(*pairs).background)
+
+
+def test_after_the_middle_block_of_these_the_heads_read_the_means_of_rows_and_columns_too():
+    """A patch lies in one row and one column; of a spectrogram, at one moment and in one band of frequencies."""
+    model = make(head_blocks=3, head_bands=True)
+    assert model.head.sizes == [64 * (2 + 2 + 4 + 4), 64] * 2 and model.banded == model.early[1]
+    assert make(head_blocks=1, head_bands=True).head.sizes == [64, 64]
+    patches = torch.randn(2, 16, 8)
+    changed = patches.clone()
+    changed[:, 4 * 1 + 2] = torch.randn(2, 8)
+    before, after = (early_summary(torch.zeros(2, 1, 8), some, None, (4, 4))[:, 0] for some in (patches, changed))
+    token, mean, *bands = (before != after).unflatten(1, (-1, 8)).any(-1).all(0).tolist()
+    assert (token, mean) == (False, True) and [number for number, new in enumerate(bands) if new] == [1, 4 + 2]
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_more_prompts_than_patches_at_hand_begin_as_patches_too(pairs):
+    model = make(prompt_init="patches", tokens=40)
+    model.begin(*random_pairs(pairs), random_pairs(1))
+    assert all(prompts.tokens.unique(dim=0).shape[0] > 1 for prompts in model.prompts.values())
 
 
 def test_the_final_contrastive_loss_compares_the_last_block_alone():

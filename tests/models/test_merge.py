@@ -23,7 +23,8 @@ def make(merge: int, **changes) -> MAAVT:
 
 @pytest.mark.parametrize("merge", [1, 3, 5, 100])
 @pytest.mark.parametrize("changes", [{}, {"background": False, "lora_rank": 0, "unimodal_prompts": False},
-                                     {"tokens": 0, "contrastive": "off"}, {"head_blocks": 3}])
+                                     {"tokens": 0, "contrastive": "off"}, {"head_blocks": 3},
+                                     {"head_blocks": 3, "head_bands": True}])
 def test_the_form_for_inference_merges_what_the_trained_form_merges(merge, changes):
     model = make(merge, **changes).eval()
     for pairs in (6, 1):
@@ -45,10 +46,11 @@ def test_training_and_evaluation_say_the_same_and_every_trained_number_learns():
 def test_in_the_mean_that_heads_read_a_patch_counts_as_often_as_it_stands_for_others():
     torch.manual_seed(0)
     read, few = torch.randn(2, 2, 8), torch.randn(2, 3, 8)
-    merged = Merged(1, torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 2.0]]), torch.zeros(2, 6, dtype=torch.int64))
-    for row, size in enumerate(merged.size):
-        one, whole = slice(row, row + 1), few[row].repeat_interleave(size.long(), 0)[None]
-        torch.testing.assert_close(early_summary(read, few, merged)[one], early_summary(read[one], whole, None))
+    merged = Merged(1, torch.tensor([[1.0, 3.0, 2.0], [3.0, 1.0, 2.0]]),
+                    torch.tensor([[1, 0, 1, 2, 2, 1], [0, 0, 1, 2, 0, 2]]))
+    for grid in (None, (2, 3)):
+        whole = torch.stack([patches[source] for patches, source in zip(few, merged.source, strict=True)])
+        torch.testing.assert_close(early_summary(read, few, merged, grid), early_summary(read, whole, None, grid))
 
 
 def test_equal_patches_lose_nothing_by_becoming_one():
