@@ -9,6 +9,7 @@ import argparse
 import sys
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
 from maavt.work import project_root, publish, workspace
 
-FIRST = 128  # pairs that a model may look at before training
+FIRST, LOOKS = 128, 10  # pairs that a model may look at before training, drawn from at most so many times as many
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -127,12 +128,20 @@ class Training:
         self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
 
     def _first_pairs(self) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Frames and spectrograms of some pairs to train on, drawn alike in all processes, and what stands in for an
-        absent one of either."""
+        """Frames and spectrograms of some pairs to train on, if possible of those that have both, drawn alike in all
+        processes, and what stands in for an absent one of either."""
         train, settings = self.loaders["train"], self.params
         few = Loader(train.reader, "train", batch=FIRST, image_size=train.image_size, augment=train.augment)
-        drawn = few.shuffled(seed=settings.seed, epoch=0, held=settings.train.shuffle)
-        frames, sound, _ = self.normalise(next(drawn), self.device)
+        looked, whole = [], []
+        for batch in islice(few.shuffled(seed=settings.seed, epoch=0, held=settings.train.shuffle), LOOKS):
+            looked.append(self.normalise(batch, self.device)[:2])
+            has_both = slice(None) if batch.absent is None else (batch.absent == 0).to(self.device)
+            whole.append(tuple(side[has_both] for side in looked[-1]))
+            if sum(len(frames) for frames, _ in whole) >= FIRST or not train.lacking:
+                break
+        if not sum(len(frames) for frames, _ in whole):
+            whole = looked
+        frames, sound = (torch.cat(side)[:FIRST] for side in zip(*whole, strict=True))
         return frames, sound, self.normalise.nothing(frames[:1], sound[:1])
 
     def run(self) -> None:

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from maavt.clips import read_manifest
+from maavt.models.maavt import MAAVT
 from maavt.shards.loader import Loader
 from maavt.stages import backbone, download, evaluate, shard, train
 from maavt.training.adapter import load_adapter
@@ -39,10 +40,16 @@ def test_clips_of_sound_or_picture_alone_go_through_all_stages(tmp_path, monkeyp
             write_media(place / "film.mp4", seconds=2, mark=20 * mark, sound=None)
     place = folder_project(tmp_path, monkeypatch, shard={"missing": "keep", "frame_size": 48},
                            train={"modality_dropout": 0.5, "epochs": 1})
+    looked_at = []
+    begin = MAAVT.begin
+    monkeypatch.setattr(MAAVT, "begin", lambda model, *first: (looked_at.append(first), begin(model, *first)))
     for stage in (download, shard, backbone, train, evaluate):
         stage.main([])
     assert "folder test: 8 clips in shards, 2 of them without sound, 2 of them without picture, 0 rejected" in \
         capsys.readouterr().out
+    ((frames, sounds, _),) = looked_at  # before training: what stands in for an absent one is no picture, no sound
+    assert len(frames) == len(sounds) == 6
+    assert (frames.amax((1, 2, 3)) > -1.5).all() and (sounds.std((1, 2)) > 0.1).all()  # black is below
     clips, _ = read_manifest(place / "data/raw/folder")
     assert len(clips) == 24 and all(clip.status == "ok" for clip in clips)
 
