@@ -1,4 +1,4 @@
-"""Stage train: shards and backbone -> data/models/MODEL, the best epoch on the validation split, and its curves.
+"""Stage train: shards and backbone -> data/models/MODEL, the epoch that the validation split chooses, and the curves.
 
 A killed run goes on where it was kept last, after an epoch or within one, and ends with the same numbers. A SIGTERM
 keeps all and ends with exit code 75: again later. With MAAVT_PROCESSES several processes train together, each on its
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def fit(team: Team, name: str, params: Params) -> dict:
     """Train one model, alone or as one of several processes, of which the first alone writes; returns the number and
-    the accuracy of its best epoch."""
+    the accuracy of the epoch that is kept."""
     data = project_root() / "data"
     loaders = {split: Loader(Reader.of(params.dataset), split, batch=params.train.batch // team.ranks,
                              image_size=params.image_size, augment=params.augment[params.dataset])
@@ -79,7 +79,7 @@ def fit(team: Team, name: str, params: Params) -> dict:
 
 
 class Training:
-    """One model in training. `best` is its best epoch so far: number, accuracy and weights.
+    """One model in training. `best` is the epoch that is kept so far: number, accuracy and weights.
 
     Of several processes the first alone keeps `best`, `history`, curves and checkpoint, and prints; the `loaders` of
     each give it its share of a batch.
@@ -287,12 +287,15 @@ class Training:
         return right / pairs, share + 2 * (share * (1 - share) / pairs) ** 0.5, *precision
 
     def _choose(self, accuracy: float, precision: float | None = None) -> None:
-        """Hold on to the epoch if it is the best so far, the later one of two alike; by its mean average precision
-        where there is one."""
+        """Hold on to the epoch unless an earlier one was better by more than one standard error, which is as much as
+        validation can tell (Breiman et al. 1984, section 3.4.3): of epochs that look alike the last one has learned at
+        the lowest rate. By the mean average precision where there is one."""
         found = {"accuracy": accuracy} | ({} if precision is None else {"map": precision})
-        if any(found[key] >= self.best[key] for key in [*found][-1:]):
+        reached = accuracy if precision is None else precision
+        most = max(reached, self.best.get("most", -1.0))
+        if reached >= most - (most * (1 - most) / max(self.loaders["val"].pairs, 1)) ** 0.5:
             weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
-            self.best = {**found, "epoch": self.epoch, "weights": weights}
+            self.best = {**found, "epoch": self.epoch, "most": most, "weights": weights}
 
     def _reached(self) -> dict[str, float]:
         """What the kept epoch reached on the validation split."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -79,6 +80,23 @@ def test_curves_have_a_row_per_epoch(made):
 def test_metrics_name_the_kept_epoch_and_what_it_reached(made):
     found = json.loads((made / "data/curves/maavt/metrics.json").read_text())
     assert found["kept"] == {"epoch": config(made)["epoch"], "val_accuracy": config(made)["val_accuracy"]}
+
+
+@pytest.mark.parametrize("pairs, reached, kept", [
+    (100, [0.3, 0.6, 0.56, 0.5], 3),  # of 100 pairs one standard error of 0.6 is 0.049
+    (10_000, [0.3, 0.6, 0.56, 0.5], 2),
+    (100, [0.6, 0.56, 0.62, 0.5], 3),
+    (100, [0.6, 0.56, 0.54, 0.56], 4),
+    (1, [1.0, 0.0], 1),
+])
+@pytest.mark.parametrize("several", [False, True])
+def test_of_epochs_that_validation_cannot_tell_from_the_best_the_last_is_kept(
+        monkeypatch, pairs, reached, kept, several):
+    monkeypatch.setattr(train, "trained_weights", lambda model: {})
+    run = SimpleNamespace(best={}, model=None, loaders={"val": SimpleNamespace(pairs=pairs)})
+    for run.epoch, share in enumerate(reached, 1):
+        train.Training._choose(run, *((0.1, share) if several else (share,)))
+    assert run.best["epoch"] == kept and run.best["map" if several else "accuracy"] == reached[kept - 1]
 
 
 def test_the_contrastive_loss_is_logged_beside_its_chance(made):
