@@ -28,9 +28,9 @@ def blend(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser) -> 
     for frames, sound, labels, kept in whole_pairs(batches, normalise, device):
         said.append(form.head.each(both(form.encode(frames, sound))[:, 0])[:, kept])
         truth.append(labels[kept])
-    said, truth = torch.cat(said, 1).cpu(), torch.cat(truth).cpu()  # (P, N, C)
-    if not len(truth):
+    if not sum(map(len, truth)):
         return None
+    said, truth = torch.cat(said, 1).cpu(), torch.cat(truth).cpu()  # (P, N, C)
     weights = fitted(said, model.head.bias.detach().cpu(), truth)
     for columns, weight in zip(model.head.columns(), weights, strict=True):
         columns *= weight

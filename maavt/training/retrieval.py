@@ -33,6 +33,6 @@ def retrieval(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser)
 
 def recall(similarity: Tensor, k: int) -> float:
     """The share of rows (N, N) in which fewer than `k` others are at least as near as the row's own; ties count
-    against."""
+    against, and so does what is no number."""
     own = similarity.diagonal()[:, None]
-    return ((similarity >= own).sum(1) <= k).float().mean().item()
+    return ((~(similarity < own)).sum(1) <= k).float().mean().item()

@@ -88,3 +88,8 @@ def test_background_and_pairs_that_lack_a_modality_have_no_say():
     lacking = torch.tensor([0, 0, 1, 2], dtype=torch.uint8)
     assert found([0, 1, -1, -1]) == found([0, 1, 2, 3], lacking) != whole
     assert found([-1, -1, -1, -1]) is None
+
+
+def test_no_pairs_at_all_weigh_nothing():
+    model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=False, tokens=2)).eval()
+    assert blend(model, [], NORMALISE) is None

@@ -10,3 +10,4 @@ def test_recall_counts_the_rows_whose_own_is_among_the_nearest():
 
 def test_projections_that_are_all_alike_find_nothing():
     assert recall(torch.ones(6, 6), 5) == 0.0
+    assert recall(torch.full((6, 6), torch.nan), 5) == 0.0
