@@ -47,8 +47,9 @@ def test_lavish_has_the_parameters_of_table_7(name, backbone):
 
 def test_what_each_stream_has_of_its_own_is_counted_and_is_not_the_papers():
     best, paper = (count_parameters(name, "vit_small_patch16_224", params()) for name in ("maavt", "maavt_paper"))
-    width, rank, bottleneck, heads = 384, 4, 32, 4
-    own = 2 * 12 * (rank * 4 * width + bottleneck * (2 * width + 1)) + 2 * (heads - 1) * 2 * width * (28 + 1)
+    width, rank, bottleneck, heads, bands = 384, 4, 32, 4, 14 + 14
+    own = 2 * 12 * (rank * 4 * width + bottleneck * (2 * width + 1))
+    own += 2 * ((heads - 1) * 2 + bands) * width * (28 + 1)
     assert best["trainable"] - paper["trainable"] == best["total_loaded"] - paper["total_loaded"] == own
     assert best["paper_trainable_m"] == "" != paper["paper_trainable_m"]
 
