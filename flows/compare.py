@@ -63,13 +63,12 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
 
         for name in models:
             try:
-                tried, amiss = {}, []
+                tried = {}
                 for rate in rates_of(name, rates, settings, project):
                     try:
                         tried[rate] = one(name, rate, seeds[0])
                     except UserError as error:  # too high a rate, say: it costs this one
-                        amiss.append(str(error))
-                failed += amiss
+                        failed.append(str(error))
                 if not tried:
                     continue
                 # by what training goes by, too: where clips have several labels the mean average precision

@@ -119,6 +119,7 @@ def test_clips_with_several_labels_go_through_all_stages_with_every_model(tmp_pa
         found = [float(row["map"]) for row in csv.DictReader(
             open(place / f"data/curves/{name}/plots/metrics/val/map.tsv"), delimiter="\t")]
         assert config["val_map"] == pytest.approx(found[config["epoch"] - 1])
+        assert config["epoch"] >= len(found) - found[::-1].index(max(found))  # none before the best
         metrics = json.loads((place / f"data/eval/{name}/metrics.json").read_text())
         told = rows(place / f"data/eval/{name}/predictions.csv")
         assert {row["key"]: row["label"] for row in told} == {key: truth[key] for key in truth if "test" in key}
