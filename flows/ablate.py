@@ -62,7 +62,7 @@ def experiment(name: str, changes: list[str], project: Path, lock: int, logs: Pa
     """
     begin = time.monotonic()
     with changed(project, changes):
-        for command in (lambda: ["repro", *targets], lambda: saving(project, name)):
+        for command in (lambda: ["repro", *targets], lambda: saving(project, name, targets)):
             done = run([*DVC, *command()], project, lock, logs / f"{name}.log")
             if done.code:
                 raise UserError(f"the experiment {', '.join(changes)} failed: "

@@ -134,11 +134,12 @@ def put_back(project: Path) -> bool:
     return True
 
 
-def saving(project: Path, name: str) -> list[str]:
-    """The arguments of dvc that make the workspace an experiment of that name, instead of an older one."""
+def saving(project: Path, name: str, targets: Sequence[str] = ()) -> list[str]:
+    """The arguments of dvc that make the workspace an experiment of that name, instead of an older one; where only
+    `targets` were made, the others' outputs need not be there."""
     untracked = _seen_by_git(project, "dvc.lock", "data", option="-o")
     include = [part for path in untracked for part in ("--include-untracked", path)]
-    return ["exp", "save", "--force", "--name", name, *include]
+    return ["exp", "save", "--force", "--name", name, *include, *targets]
 
 
 def _seen_by_git(project: Path, *paths: str, option: str = "-co") -> list[str]:

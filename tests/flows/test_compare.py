@@ -33,6 +33,7 @@ stages:
     params: [seed, "${item.model}"]
     outs: ["data/eval/${item.model}/predictions.csv"]
     metrics: ["data/eval/${item.model}/metrics.json"]
+  benchmark: {cmd: "false", outs: [data/benchmark.csv]}
 """
 
 
