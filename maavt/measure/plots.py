@@ -11,6 +11,7 @@ from maavt.work import atomic
 
 # A model has one colour everywhere, in pictures and on the report page; no other thing has it.
 HUES = {"maavt": "#2a6f97", "maavt_merge16": "#1b4a66", "maavt_merge22": "#1b4a66", "maavt_paper": "#7fb2d1",
+        "maavt_int8": "#2a6f97", "maavt_merge16_int8": "#1b4a66", "lavish_int8": "#b8860b", "mbt_int8": "#4c956c",
         "paper": "#7fb2d1", "linear": "#8d6b94", "lavish": "#b8860b", "lavish_deep": "#dcb85a", "mbt": "#4c956c"}
 INK, GREY = "#1c2b33", "#9aa5ab"
 

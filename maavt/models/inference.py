@@ -4,6 +4,7 @@ Equal to the form that is trained, but for rounding. B batch, N tokens, D width,
 """
 
 import copy
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -20,18 +21,24 @@ from maavt.models.vit import attend, split_heads
 
 IN_PLACE = {"relu": torch.relu_, "gelu": torch.ops.aten.gelu_}
 ROWS = 4096  # tokens of a batch that oneDNN lays weights out for; other batches work as well
+NARROW = 32  # inputs or outputs: with fewer, rounding what comes in takes longer than int8 saves
+TINY = 1e-12
 
 
 class Linear(nn.Module):
     """A linear layer of constants. With `pack` the weight lies as oneDNN multiplies it where that is faster here (a
-    matter of the CPU and the type); a compiled graph does that itself and cannot read a packed one."""
+    matter of the CPU and the type), or in int8 where that is wished for; a compiled graph does that itself and cannot
+    read a packed one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: torch.dtype, pack: bool):
         super().__init__()
-        self.packed = None
+        self.packed = self.rounded = None
         self.register_buffer("bias", None if bias is None else bias.detach().to(kind), persistent=False)
         self.register_buffer("weight", weight.detach().to(kind).contiguous(), persistent=False)
-        if pack and choice(kind, weight.device).pack:
+        ways = choice(kind, weight.device)
+        if pack and ways.int8 and min(weight.shape) >= NARROW:
+            self.round()
+        elif pack and ways.pack:
             self.lay_out()
 
     def lay_out(self) -> None:
@@ -39,11 +46,33 @@ class Linear(nn.Module):
         if torch.backends.mkldnn.is_available() and (self.weight.dtype == torch.float32 or multiplies_bf16()):
             self.packed, self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS), None
 
+    def round(self) -> None:
+        """Keep the weight in int8, each output in 127 steps of its own to either side."""
+        step = self.weight.abs().amax(1).clamp_min(TINY) / 127
+        whole = (self.weight / step[:, None]).round().to(torch.int8)
+        self.rounded, self.weight = torch.ops.onednn.qlinear_prepack(whole, [ROWS, whole.shape[1]]), None
+        self.step, self.zero = step, torch.zeros(len(step), dtype=torch.long)
+
+    def multiply_rounded(self, x: Tensor, act: str, add: Tensor | None) -> Tensor:
+        """forward() in int8: what comes in is rounded as it comes, in 255 steps from the least to the most of it."""
+        least, most = (float(end) for end in x.aminmax())
+        step = max(max(most, 0) - min(least, 0), TINY) / 255
+        nought = int(-min(least, 0) / step) if math.isfinite(step) else 0  # else all that comes out is no number
+        x = torch.add(torch.tensor(nought + 0.5), x, alpha=1 / step).to(torch.uint8).contiguous()
+        rest = (step, nought, self.rounded, self.step, self.zero)
+        if add is not None:
+            add = add.contiguous()  # it reads as if it were
+            return torch.ops.onednn.qlinear_pointwise(x, *rest, add, self.bias, 1, 0, torch.float32, 1, 0, "add", 1,
+                                                      "none", [], "")
+        return torch.ops.onednn.qlinear_pointwise(x, *rest, self.bias, 1, 0, torch.float32, act, [], "none")
+
     def forward(self, x: Tensor, act: str = "none", add: Tensor | None = None) -> Tensor:
         """(..., inputs) -> (..., outputs), through `act` (none, relu, or gelu, the exact one) or with `add` on top.
 
         oneDNN does either within the product, without a second pass over the memory; otherwise it is done in place.
         """
+        if self.rounded is not None:
+            return self.multiply_rounded(x, act, add)
         if self.packed is None and add is not None:  # the product is added to what is there already
             y = add + self.bias
             return y.flatten(0, -2).addmm_(x.flatten(0, -2), self.weight.T).view_as(y)

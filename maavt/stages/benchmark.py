@@ -2,8 +2,9 @@
 
 parameters.csv stands beside Table 7 of the supplement, throughput.csv beside Table 9. `maavt` is the model of the
 settings; `maavt_merge16` and the like merge patches (maavt.merge); `maavt_paper` is MA-AVT as published, of which
-maavt_plain and matmul_limit are other forms. Speeds depend on the machine: compare them by their ratios within one
-file. attention.csv has both attention kernels, and which of them the models take here.
+maavt_plain and matmul_limit are other forms; `maavt_int8` and the like, where the CPU can do that, are the models with
+MAAVT_DTYPE=int8. Speeds depend on the machine: compare them by their ratios within one file. attention.csv has both
+attention kernels, and which of them the models take here.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from maavt.measure.paper import paper_row
 from maavt.measure.reference import BackboneFloor, PlainMAAVT, matmul_limit
 from maavt.models import create_model, model_settings
 from maavt.models.backbone import create_backbone
+from maavt.models.choice import multiplies_int8, use_int8
 from maavt.models.inference import compiled
 from maavt.models.vit import count, fused_attention, plain_attention, prefers_fused, split_heads, train_only
 from maavt.params import Params, load_params
@@ -41,10 +43,11 @@ MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", {}),  # by the recipe
           "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
           "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own
 MERGED = {f"maavt_merge{most}": ("maavt", {"merge": most}) for most in (16, 22)}  # as maavt.merge would, counted alike
+INT8 = "_int8"  # what a row's name ends with whose products of inference are in int8
 AS_PUBLISHED = ("maavt_plain", "matmul_limit")  # other forms of maavt_paper
 RUNS = {
     "inference": ("maavt", *MERGED, "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor",
-                  "matmul_limit"),
+                  "matmul_limit", *(name + INT8 for name in ("maavt", "maavt_merge16", "lavish", "mbt"))),
     "training": ("maavt", "maavt_merge16", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
 }
 
@@ -77,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def create(name: str, backbone: str, params: Params, **options) -> nn.Module:
     """A model with random weights, for as many classes as AVE has."""
-    model, changes = (MODELS | MERGED)[name]
+    model, changes = (MODELS | MERGED)[name.removesuffix(INT8)]
     params = replace(params, recipe="paper").resolved() if name == "maavt_paper" else params
     settings = {**model_settings(model, params, classes=CLASSES, background=True), **changes}
     return create_model(model, create_backbone(backbone, **options), settings)
@@ -129,7 +132,8 @@ def measure(backbone: str, params: Params) -> list[dict]:
     device, settings = pick_device(), params.benchmark
     rows = []
     for batch in settings.batches:
-        wanted = [(name, mode) for mode, names in RUNS.items() for name in names]
+        rounds = device.type == "cpu" and multiplies_int8() and not settings.compile
+        wanted = [(name, mode) for mode, names in RUNS.items() for name in names if rounds or not name.endswith(INT8)]
         peaks = {}
         if device.type == "cpu":  # each in a process of its own, before this one fills with what is timed
             peaks = {(name, mode): peak_in_child(_alone, name, mode, backbone, batch, params)
@@ -161,7 +165,7 @@ def measure(backbone: str, params: Params) -> list[dict]:
 def make_run(name: str, mode: str, backbone: str, batch: int, params: Params, device: torch.device) -> Run:
     """A model or reference with random weights, ready to be timed."""
     torch.manual_seed(params.seed)
-    kind, size = compute_type(device), params.benchmark.image_size
+    kind, size = torch.float32 if name.endswith(INT8) else compute_type(device), params.benchmark.image_size
     frames, sound = torch.randn(batch, 3, size, size, device=device), torch.randn(batch, size, size, device=device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     if name == "backbone_floor":
@@ -178,7 +182,8 @@ def make_run(name: str, mode: str, backbone: str, batch: int, params: Params, de
     if mode == "inference":
         form = model.eval()
         if hasattr(model, "for_inference"):
-            form = model.for_inference(pack=not params.benchmark.compile)
+            use_int8(name.endswith(INT8))
+            form = model.for_inference(kind, pack=not params.benchmark.compile)
             form = _compiled(form) if params.benchmark.compile else form
         del model
         step = torch.inference_mode()(partial(form, frames, sound))
@@ -267,15 +272,16 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: P
             for name in (run.model, "lavish")}
 
     def ratio_to(other: str) -> str:
-        """How much faster this is, by the column of samples per second."""
-        found = [_rate(o) for o in runs if (o.model, o.mode) == (other, run.mode)]
-        return f"{_rate(run) / found[0]:.2f}" if found else ""
+        """How much faster this is, by the column of samples per second; int8 beside int8, where that is measured."""
+        found = {o.model: _rate(o) for o in runs if o.mode == run.mode}
+        rate = found.get(other + INT8 if run.model.endswith(INT8) else other) or found.get(other)
+        return f"{_rate(run) / rate:.2f}" if rate else ""
 
     return {
         "model": run.model,
         "backbone": backbone,
         "device": describe(device),
-        "dtype": _dtype(device),
+        "dtype": "int8" if run.model.endswith(INT8) else _dtype(device),
         "mode": run.mode,
         "compiled": "yes" if compiles and run.mode == "inference" and run.model in MODELS | MERGED else "no",
         "image_size": params.benchmark.image_size,

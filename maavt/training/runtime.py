@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from maavt.clips import ABSENT
 from maavt.errors import UserError
+from maavt.models.choice import multiplies_int8, use_int8
 from maavt.models.output import Output
 from maavt.models.vit import streams
 from maavt.shards.loader import Batch
+from maavt.training import machine
 from maavt.training.losses import foreground_of
-from maavt.training.machine import calibrated
 from maavt.work import keep_freed
 
 MOST = 1000  # pairs of a split that are looked at where some are enough
-TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.float32}
 
 
 def device_name() -> str:
@@ -43,20 +44,28 @@ def pick_device(asked: str | None = None) -> torch.device:
     device = torch.device(name)
     if device.type == "cpu":
         keep_freed(spare=2**31 - 1, largest=2**30)
-        calibrated()
+        machine.calibrated()
     return device
 
 
 def compute_type(device: torch.device) -> torch.dtype:
-    """MAAVT_DTYPE (bfloat16 or float32), else what was measured to be faster on this CPU, and on a GPU bf16 where its
-    hardware multiplies it. Raises UserError for another name."""
-    if named := os.environ.get("MAAVT_DTYPE", "").strip():
+    """MAAVT_DTYPE (bfloat16 or float32; int8: float32, and int8 in the products of inference), else what was measured
+    to be faster on this CPU, and on a GPU bf16 where its hardware multiplies it. Raises UserError for another name."""
+    named = os.environ.get("MAAVT_DTYPE", "").strip()
+    if named == "int8" and not (device.type == "cpu" and multiplies_int8()):
+        here = machine.cpu() if device.type == "cpu" else device
+        raise UserError(f"MAAVT_DTYPE=int8 is for a CPU with VNNI, not for {here}; set it to bfloat16 or float32, or "
+                        "unset it")
+    if device.type == "cpu":
+        machine.calibrated()  # which chooses among the ways that are the same
+        use_int8(named == "int8")
+    if named:
         if named not in TYPES:
-            raise UserError(f"MAAVT_DTYPE={named!r}: expected {' or '.join(TYPES)}; set it to one, or unset it")
+            raise UserError(f"MAAVT_DTYPE={named!r}: expected {', '.join(TYPES)}; set it to one, or unset it")
         return TYPES[named]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return calibrated()[0]
+    return machine.calibrated()[0]
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:

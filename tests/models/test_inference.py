@@ -1,9 +1,12 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as run
+from hypothesis import strategies as st
 from torch import nn
 
-from maavt.models import MODELS, create_model
-from maavt.models.inference import compiled
+from maavt.models import MODELS, choice, create_model
+from maavt.models.inference import Linear, compiled
 from maavt.models.vit import attend, fused_attention, plain_attention
 from tests.models.reference import CLASSES, layer_scale_vit, load_vit, random_pairs, read_golden, tiny_vit
 
@@ -62,6 +65,39 @@ def test_in_bf16_the_form_for_inference_is_within_rounding(name, settings):
     for pack in (True, False):
         off = (numbers(model.for_inference(torch.bfloat16, pack=pack)(*pairs)) - exact).abs()
         assert 0 < off.mean() < 0.01 * scale and off.max() < 0.06 * scale
+
+
+INT8 = pytest.mark.skipif(not choice.multiplies_int8(), reason="this CPU has no products of int8")
+
+
+@INT8
+@ALL
+@torch.inference_mode()
+def test_in_int8_the_form_for_inference_is_near(monkeypatch, name, settings):
+    monkeypatch.setattr(choice, "CHOSEN", {})
+    model, pairs = make(name, settings), random_pairs(32)
+    exact = numbers(model(*pairs))
+    choice.use_int8(True)
+    rounded, whole = numbers(model.for_inference()(*pairs)), numbers(model.for_inference(pack=False)(*pairs))
+    assert 1e-4 * exact.std() < (rounded - exact).abs().mean() < 0.1 * exact.std()
+    torch.testing.assert_close(whole, exact, atol=1e-5, rtol=0)  # what is exported or compiled stays as it is
+
+
+@INT8
+@run(max_examples=50, deadline=None)
+@given(st.floats(-100, 100), st.sampled_from([0.0, 1e-3, 1.0, 30.0]), st.sampled_from(["none", "relu", "gelu"]))
+@torch.inference_mode()
+def test_a_layer_in_int8_is_within_its_steps_whatever_comes_in(middle, spread, act):
+    layer, rounded = (Linear(torch.randn(40, 64) / 8, torch.randn(40), torch.float32, pack=False) for _ in range(2))
+    rounded.bias, rounded.weight = layer.bias, layer.weight
+    rounded.round()
+    x, add = middle + spread * torch.randn(3, 9, 64), torch.randn(3, 9, 40)
+    half_steps = (x.max().clamp_min(0) - x.min().clamp_max(0)) / 255 / 2 + x.abs().max() / 127 / 2  # its, the weights'
+    most = 1.2 * x.shape[-1] * layer.weight.abs().max() * half_steps
+    torch.testing.assert_close(rounded(x, act), layer(x, act), atol=float(most) + 1e-4, rtol=0)
+    part = rounded(x[:, :4], add=add[:, :4])  # with gaps between what is read
+    torch.testing.assert_close(part, rounded(x[:, :4].contiguous()) + add[:, :4])
+    assert rounded(x * float("nan")).isnan().all() and rounded(x * float("inf")).isnan().all()
 
 
 @pytest.mark.parametrize("name, golden, prefix", [("maavt", "maavt_background", "ViT.v.")])

@@ -8,7 +8,7 @@ import torch
 from maavt.errors import UserError
 from maavt.models.choice import CHOSEN, Choice, choice
 from maavt.models.vit import prefers_fused
-from maavt.training import machine
+from maavt.training import machine, runtime
 from maavt.training.runtime import compute_type, pick_device
 
 CPU = torch.device("cpu")
@@ -130,5 +130,17 @@ def test_the_number_type_can_be_named(fresh, monkeypatch):
         monkeypatch.setenv("MAAVT_DTYPE", name)
         assert compute_type(CPU) == getattr(torch, name)
     monkeypatch.setenv("MAAVT_DTYPE", "half")
-    with pytest.raises(UserError, match="MAAVT_DTYPE='half': expected bfloat16 or float32; set it to one, or unset"):
+    with pytest.raises(UserError, match="MAAVT_DTYPE='half': expected bfloat16, float32, int8; set it to one, or"):
         compute_type(CPU)
+
+
+def test_int8_is_for_cpus_that_multiply_it_and_lasts_until_it_is_no_longer_named(fresh, monkeypatch):
+    monkeypatch.setattr(machine, "measure", lambda: {"dtype": "float32", "chosen": SLOW})
+    monkeypatch.setenv("MAAVT_DTYPE", "int8")
+    monkeypatch.setattr(runtime, "multiplies_int8", lambda: False)
+    with pytest.raises(UserError, match="MAAVT_DTYPE=int8 is for a CPU with VNNI, not for .*; set it to bfloat16"):
+        compute_type(CPU)
+    monkeypatch.setattr(runtime, "multiplies_int8", lambda: True)
+    assert compute_type(CPU) == torch.float32 and choice(torch.float32, CPU).int8
+    monkeypatch.delenv("MAAVT_DTYPE")
+    assert compute_type(CPU) == torch.float32 and not choice(torch.float32, CPU).int8
