@@ -39,23 +39,25 @@ def blend(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser) -> 
 
 def fitted(said: Tensor, bias: Tensor, truth: Tensor) -> tuple[float, ...]:
     """The weights of what the parts say (P, N, C) that make the class loss of the pairs least; `truth` is (N,),
-    or (N, C) where clips have several labels. Beside the loss, summed over the pairs, counts how far the weights are
-    from 1, so that few pairs, or none that is wrong, do not carry them off."""
+    or (N, C) where clips have several labels. Beside the loss, summed over the pairs, counts by how much the weights
+    differ from 1, so that few pairs, or none that is wrong, do not carry them off: to leave a part out costs as much
+    as one nat, and none counts against what it says."""
     said, bias = said.double(), bias.double()
-    logs = torch.zeros(len(said), dtype=torch.float64, requires_grad=True)
-    search = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
+    roots = torch.ones(len(said), dtype=torch.float64, requires_grad=True)  # of the weights, which are thus at least 0
+    search = torch.optim.LBFGS([roots], max_iter=50, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         search.zero_grad()
-        logits = (logs.exp()[:, None, None] * said).sum(0) + bias
+        weights = roots.square()
+        logits = (weights[:, None, None] * said).sum(0) + bias
         if truth.dim() > 1:
             found = F.binary_cross_entropy_with_logits(logits, truth.double(), reduction="sum")
         else:
             found = F.cross_entropy(logits, truth, reduction="sum")
-        found = found + logs.square().sum()
+        found = found + (weights - 1).square().sum()
         found.backward()
         return found
 
     with torch.enable_grad():
         search.step(loss)
-    return tuple(round(weight, 4) for weight in logs.detach().exp().tolist())
+    return tuple(round(weight, 4) for weight in roots.detach().square().tolist())

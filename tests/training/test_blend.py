@@ -23,10 +23,18 @@ def test_a_stream_that_is_sure_of_anything_counts_little_and_the_other_is_heard(
     said = torch.stack([SHOUTS, KNOWS])
     truth = F.one_hot(TRUTH, CLASSES).float() if several else TRUTH
     shouting, knowing = fitted(said, torch.zeros(CLASSES), truth)
-    assert shouting < 0.1 < 0.5 < knowing
+    assert shouting < 0.1 < 0.4 < knowing
     assert right(said, (shouting, knowing)) > right(said) + 0.3
     turned = fitted(said.flip(0), torch.zeros(CLASSES), truth)
     assert turned == pytest.approx((knowing, shouting), abs=1e-3)
+
+
+def test_a_part_that_is_at_chance_is_left_out_and_the_others_alone_are_heard():
+    said = torch.stack([SHOUTS, KNOWS])
+    weights = fitted(said, torch.zeros(CLASSES), TRUTH)
+    assert 0 <= weights[0] < 0.04 and right(said, weights) == pytest.approx(right(said, (0, 1)), abs=0.02)
+    against = torch.stack([-KNOWS, KNOWS])  # what speaks against the truth is no witness either
+    assert fitted(against, torch.zeros(CLASSES), TRUTH)[0] < 1e-3
 
 
 @pytest.mark.parametrize("pairs", [1, 8, PAIRS])
