@@ -34,24 +34,25 @@ chaos: $(BIN)/.installed
 exp: $(BIN)/.installed
 	@$(RUN) python -m flows.exp $(SET)
 
-# make ablate SETTINGS='maavt.lsa=true,false' SEEDS='0 1': a grid of experiments; by default Table 8's numbers of tokens.
+# make ablate SETTINGS='maavt.lsa=true,false' SEEDS='0 1' MORE='-S tokens=10': a grid of experiments, and what all of them
+# share; by default Table 8's numbers of tokens.
 SETTINGS ?= tokens=2,5,10,15
 SEEDS ?= 0 1 2
 ablate: $(BIN)/.installed
-	@$(RUN) python -m flows.ablate $(SETTINGS) --seeds $(SEEDS)
+	@$(RUN) python -m flows.ablate $(SETTINGS) --seeds $(SEEDS) $(MORE)
 
 # make tune: rates and parts of MA-AVT; what the validation split prefers is said at the end. TUNE='...' for other ones.
 TUNE ?= maavt.adapter_rate=0.03,0.1,0.3 maavt.prompt_rate=0.03,1 maavt.stream_weight=0 maavt.contrastive_trains=all \
   augment_sound.time_mask=0.2
 tune: $(BIN)/.installed
-	@$(RUN) python -m flows.ablate $(TUNE) --seeds 0 --metric val_accuracy
+	@$(RUN) python -m flows.ablate $(TUNE) --seeds 0 --metric val_accuracy $(MORE)
 
 # make table8: the paper's ablations (its section D), for MA-AVT as published and with the recipe of today.
 TABLE8 := recipe=paper,best+tokens=2,5,10,15 recipe=paper,best+maavt.unimodal_prompts=false recipe=paper,best+maavt.lsa=false \
   recipe=paper,best+maavt.shared_prompts=false+maavt.contrastive=off recipe=paper,best+maavt.mining=0 \
   recipe=paper,best+maavt.contrastive_trains=all+maavt.contrastive=blockwise,off,final
 table8: $(BIN)/.installed
-	@$(RUN) python -m flows.ablate $(TABLE8) --seeds $(SEEDS)
+	@$(RUN) python -m flows.ablate $(TABLE8) --seeds $(SEEDS) $(MORE)
 
 # make compare MODELS='maavt lavish' SEEDS='0 1 2' RATES='0.33 1 3' MORE='-S tokens=10': each model at its best rate.
 MODELS ?= maavt paper linear lavish mbt

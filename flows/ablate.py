@@ -1,18 +1,19 @@
 """A grid of experiments: every setting with every seed, one table and one picture of them.
 
-    python -m flows.ablate [--project PATH] [--seeds 0 1 2] [--metric accuracy] SETTING [SETTING ...]
+    python -m flows.ablate [--project PATH] [--seeds 0 1 2] [--metric accuracy] [-S KEY=VALUE ...] SETTING [SETTING ...]
 
-A SETTING is one -S of `dvc exp run`: `tokens=2`, `maavt.lsa=false`; `tokens=2,5,10` stands for three, and
-`maavt.lsa=false+tokens=10` changes two keys at once. The result is data/ablation/ablation.csv and ablation.svg.
+Each SETTING is experiments of its own: `tokens=2` is one, `tokens=2,5,10` are three, `maavt.lsa=false+tokens=2` is one
+that changes two keys at once, and `maavt.lsa=true,false+tokens=2,10` are four. What all of them share is told
+by -S. The result is data/ablation/ablation.csv and ablation.svg.
 """
 
 import argparse
 import json
 import re
+import shlex
 import statistics
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -60,15 +61,23 @@ def experiment(name: str, changes: list[str], project: Path, lock: int, logs: Pa
 
     Raises UserError when it fails.
     """
-    begin = time.monotonic()
     with changed(project, changes):
         for command in (lambda: ["repro", *targets], lambda: saving(project, name, targets)):
             done = run([*DVC, *command()], project, lock, logs / f"{name}.log")
             if done.code:
                 raise UserError(f"the experiment {', '.join(changes)} failed: "
                                 f"{(done.tail.splitlines() or ['no message'])[-1]} (all of it: {done.log})")
-        seconds = time.monotonic() - begin
-        return [{"model": model, "seconds": seconds, **scores} for model, scores in read_metrics(project).items()]
+        return [{"model": model, **speed(project, model), **scores} for model, scores in read_metrics(project).items()]
+
+
+def speed(project: Path, model: str) -> dict[str, float]:
+    """How long an epoch of the model that is here took when it was trained, which may be long ago, where that is known.
+    """
+    try:
+        seconds = json.loads((project / "data" / "models" / model / "config.json").read_text())["seconds_per_epoch"]
+    except (OSError, KeyError):
+        return {}
+    return {} if seconds is None else {"seconds_per_epoch": seconds}
 
 
 @contextmanager
@@ -84,18 +93,21 @@ def at_work(project: Path, settings: list[str]) -> Iterator[tuple[int, Path]]:
 
 
 @flow(persist_result=False)
-def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metric: str = "accuracy") -> list[dict]:
-    """Run every setting with every seed, one after the other; returns the rows of ablation.csv.
+def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metric: str = "accuracy",
+           shared: Sequence[str] = ()) -> list[dict]:
+    """Run every setting with every seed and the `shared` settings, one after the other; returns the rows of
+    ablation.csv.
 
     Experiments stay in the repository (`dvc exp show`); the workspace gets back what it had.
     """
     project = check_project(project)
     found, failed = [], []
-    with at_work(project, settings) as (lock, logs):
+    with at_work(project, [*shared, *settings]) as (lock, logs):
         for setting, seed in product(grid(settings), seeds):
-            changes = [*setting.split("+"), f"seed={seed}"]
+            changes = [*shared, *setting.split("+"), f"seed={seed}"]
             try:
-                rows = experiment(f"ablation-{experiment_name([setting, str(seed)])}", changes, project, lock, logs)
+                rows = experiment(f"ablation-{experiment_name([setting, str(seed), *shared])}", changes, project, lock,
+                                  logs)
             except UserError as error:
                 failed.append(str(error))
                 continue
@@ -158,21 +170,23 @@ def main() -> None:
     parser.add_argument("--project", type=Path, default=PROJECT)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--metric", default="accuracy", help="what the picture shows")
+    parser.add_argument("-S", "--set", dest="shared", action="append", default=[], metavar="KEY=VALUE",
+                        help="settings of params.yaml that all share")
     options = parser.parse_args()
     project = check_project(options.project)
     for setting in grid(options.settings):
-        changed_text(project, setting.split("+"))
+        changed_text(project, [*options.shared, *setting.split("+")])
     use_server()
-    rows = ablate(options.settings, options.seeds, project, options.metric)
+    rows = ablate(options.settings, options.seeds, project, options.metric, options.shared)
     for row in rows:
         if f"{options.metric}_mean" not in row:
             continue
         spread = f" ± {row[f'{options.metric}_std']:.3f} over {row['seeds']} seeds" if row["seeds"] > 1 else ""
-        print(f"{row['setting']}, {row['model']}: {options.metric} {row[f'{options.metric}_mean']:.3f}{spread}, "
-              f"{row['seconds_mean']:.0f} s each")
+        took = f", {row['seconds_per_epoch_mean']:.0f} s per epoch" if "seconds_per_epoch_mean" in row else ""
+        print(f"{row['setting']}, {row['model']}: {options.metric} {row[f'{options.metric}_mean']:.3f}{spread}{took}")
     if best := chosen(rows):
         print(f"best on the validation split: {best['setting']}, {best['model']} ({best['val_accuracy_mean']:.3f}): "
-              f"dvc exp run {' '.join(f'-S {change!r}' for change in best['setting'].split('+'))}")
+              f"make exp SET={shlex.quote(' '.join([*options.shared, *best['setting'].split('+')]))}")
     print(project / "data" / "ablation" / "ablation.csv")
 
 

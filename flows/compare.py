@@ -6,7 +6,7 @@
 The rates are shares of the model's own in params.yaml (of LAVISH's adapters, MBT's encoders, the probe's head ...).
 With the first seed each is tried, and the validation split chooses; the test split is looked at with that one alone.
 Epochs and data are the same for all, and so are augmentation, clipping, averaging and balance, but for `paper`, which
-has none of these four. The result is data/comparison/comparison.csv and comparison.svg.
+has none of these four. The result is data/comparison: comparison.csv, comparison.svg, and index.html that shows both.
 """
 
 import argparse
@@ -28,7 +28,9 @@ from maavt import errors
 from maavt.clips import SEVERAL
 from maavt.errors import UsageError, UserError
 from maavt.measure import plots, scores
-from maavt.work import write_table
+from maavt.page.draw import svg
+from maavt.stages.report import render
+from maavt.work import atomic, write_table
 
 # What is compared: the model, its settings beside those of params.yaml, and the rate that is searched.
 CONTENDERS = {
@@ -39,7 +41,7 @@ CONTENDERS = {
     "mbt": ("mbt", [], "mbt.encoder_rate"),
 }
 NUMBERS = ("val_accuracy", "accuracy", "accuracy_audio_only", "accuracy_visual_only", "accuracy_clips", "map",
-           "seconds")
+           "seconds_per_epoch")
 
 
 @flow(persist_result=False)
@@ -56,8 +58,8 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
         def one(name: str, rate: float, seed: int) -> dict:
             model, own, key = CONTENDERS[name]
             changes = [*settings, f"models=[{model}]", *own, f"{key}={rate:.3g}", f"seed={seed}"]
-            (row,) = experiment(f"compare-{experiment_name(changes)}", changes, project, lock, logs,
-                                targets=(f"evaluate@{model}",))
+            (row,) = experiment(f"compare-{experiment_name([name, f'{rate:.3g}', str(seed), *settings])}", changes,
+                                project, lock, logs, targets=(f"evaluate@{model}",))
             right = read_right(project / "data" / "eval" / model, several="map" in row)
             return {"rate": f"{rate:.3g}", **row, "right": right}
 
@@ -74,10 +76,10 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
                 # by what training goes by, too: where clips have several labels the mean average precision
                 rate = max(tried, key=lambda rate: tried[rate].get("val_map", tried[rate]["val_accuracy"]))
                 runs[name].append(tried[rate])
-                write(rows(runs, models[0]), project / "data" / "comparison")
+                write(rows(runs, models[0]), settings, project / "data" / "comparison")
                 for seed in seeds[1:]:
                     runs[name].append(one(name, rate, seed))
-                    write(rows(runs, models[0]), project / "data" / "comparison")
+                    write(rows(runs, models[0]), settings, project / "data" / "comparison")
             except UserError as error:
                 failed.append(str(error))
     if failed:
@@ -136,10 +138,15 @@ def paired(first: list[dict], second: list[dict]) -> tuple[float, float, float, 
     return float(lead.mean()), *scores.accuracy_interval(keys, lead), chance
 
 
-def write(table: list[dict], folder: Path) -> None:
-    """comparison.csv and comparison.svg, as far as the comparison has come."""
+def write(table: list[dict], settings: list[str], folder: Path) -> None:
+    """The files of data/comparison, as far as the comparison has come."""
+    table = [{**row, "settings": " ".join(settings)} for row in table]
     write_table(folder / "comparison.csv", dict.fromkeys(key for row in table for key in row), table)
     plots.save(folder / "comparison.svg", plots.comparison, table)
+    picture = svg(plots.comparison, table, label="Accuracy of every model, with both modalities and with either alone")
+    with atomic(folder / "index.html") as path:
+        path.write_text(render("comparison.html", rows=table, leader=table[0]["model"], picture=picture,
+                               settings=settings, seeds=max(row["seeds"] for row in table)))
 
 
 def main() -> None:
@@ -164,7 +171,7 @@ def main() -> None:
                 f"{row['lead_high']:+.3f}, p {row['p']})") if "lead" in row else ""
         print(f"{row['model']}: {row['accuracy_mean']:.3f}{spread} at a rate of {row['rate']}, sound alone "
               f"{row['accuracy_audio_only_mean']:.3f}, picture alone {row['accuracy_visual_only_mean']:.3f}{lead}")
-    print(project / "data" / "comparison" / "comparison.csv")
+    print(project / "data" / "comparison" / "index.html")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -64,13 +65,18 @@ def parameters(figure: Figure, rows: list[dict]) -> None:
 
 
 def ablation(figure: Figure, rows: list[dict], metric: str) -> None:
-    """Mean and standard deviation over seeds of every setting of an ablation."""
-    figure.set_size_inches(6.4, 0.9 + 0.35 * len(rows))
+    """Mean and standard deviation over seeds of every setting of an ablation, named by what not all of them share."""
+    named = [row["setting"].split("+") for row in rows]
+    shared = set.intersection(*map(set, named)) if len({row["setting"] for row in rows}) > 1 else set()
+    labels = [fill("+".join(part for part in one if part not in shared), 40) for one in named]
+    lines = sum(1 + label.count("\n") / 2 for label in labels)
+    figure.set_size_inches(3.4 + 0.08 * max(len(line) for label in labels for line in label.splitlines()),
+                           1 + 0.35 * lines)
     axes = figure.subplots()
     at = list(range(len(rows)))[::-1]
     means, deviations = ([float(row.get(f"{metric}_{kind}", 0)) for row in rows] for kind in ("mean", "std"))
     axes.errorbar(means, at, xerr=deviations, fmt="o", color=HUES["maavt"], capsize=3)
-    axes.set(yticks=at, yticklabels=[row["setting"] for row in rows], xlabel=f"{metric}, mean ± std over seeds")
+    axes.set(yticks=at, yticklabels=labels, xlabel=f"{metric}, mean ± std over seeds")
     axes.margins(y=0.5 / max(len(rows), 1))
     axes.axvline(statistics.fmean(means), color=GREY, linewidth=0.6)
 

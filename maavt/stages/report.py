@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
         benchmark = {table: read_table(data / "benchmark" / f"{table}.csv") for table in ("parameters", "throughput")}
     except FileNotFoundError as error:
         raise UserError(f"no {error.filename}; run the stages before the report first (dvc repro)") from None
-    html = render(params=params, dataset=params.dataset, models=params.models, splits=SPLITS, results=results,
-                  main=results[0], **what_was_run(params, data, index), **how_good(params, results),
+    html = render("index.html", params=params, dataset=params.dataset, models=params.models, splits=SPLITS,
+                  results=results, main=results[0], **what_was_run(params, data, index), **how_good(params, results),
                   published={"7": published.table_7(params, results, benchmark["parameters"]),
                              "8": published.table_8(params, results, data),
                              "9": published.table_9(benchmark["throughput"])},
@@ -45,15 +45,16 @@ def main(arguments: list[str] | None = None) -> None:
     print("data/report/index.html")
 
 
-def render(**values) -> str:
-    """The page. Every text is escaped; only the script that came with the template may run (its hash is named)."""
+def render(name: str, **values) -> str:
+    """The page of that template. Every text is escaped; only the script that came with it may run (its hash is named).
+    """
     folder = jinja2.PackageLoader("maavt.page", "")
     templates = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                    undefined=jinja2.StrictUndefined)
     templates.filters |= {"percent": percent, "points": points, "plain": plain}
     style, script = (Markup(folder.get_source(templates, name)[0]) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return templates.get_template("index.html").render(style=style, script=script, digest=digest, **values)
+    return templates.get_template(name).render(style=style, script=script, digest=digest, **values)
 
 
 def what_was_run(params: Params, data: Path, index: dict) -> dict:

@@ -6,7 +6,9 @@ share of every batch.
 """
 
 import argparse
+import statistics
 import sys
+import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
@@ -125,6 +127,7 @@ class Training:
             if train.balance else None
         self.epoch, self.best, self.history = 0, {"map" if self.multilabel else "accuracy": -1.0}, []
         self.blended: dict[str, float] | None = None  # how much the streams count in the head
+        self.took: list[float] = []  # seconds of each epoch, its validation included
         self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
 
     def _first_pairs(self) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
@@ -153,6 +156,7 @@ class Training:
                 _log(live, scores)
             while self.epoch < self.epochs:
                 self.epoch += 1
+                begin = time.monotonic()
                 try:
                     scores = self._train_epoch()
                 except NotFinite:
@@ -163,6 +167,7 @@ class Training:
                     scores |= {"val/map": precision[0]} if precision else {}
                     if self.team.first:
                         self._choose(scores["val/accuracy"], *precision)
+                self.took.append(time.monotonic() - begin)
                 if self.team.first:
                     self.history.append(scores)
                     self.kept.save()
@@ -308,7 +313,8 @@ class Training:
             print(f"{self.name}: after {self.epoch} of {self.epochs} epochs {self.best['accuracy']:.3f} of the "
                   f"validation pairs are right, which luck gives as well (up to {chance:.3f}); of the training pairs "
                   f"{accuracy:.3f}. Try a third of train.learning_rate ({self.params.train.learning_rate}){rates}, "
-                  "more train.steps, or listen to some clips: may the label be heard or seen in them?")
+                  f"more epochs than {self.epochs} (train.epochs), or listen to some clips: may the label be heard or "
+                  "seen in them?")
 
     def config(self) -> dict:
         """config.json: all that is needed to load the model and to know where it comes from."""
@@ -338,6 +344,7 @@ class Training:
             **self._reached(),
             "retrieval": self.found if self.found["after"] else None,
             "blend": self.blended,
+            "seconds_per_epoch": round(statistics.median(self.took), 2) if self.took else None,
         }
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from flows.ablate import chosen, grid, summarise, write
 from maavt.errors import UsageError, UserError
+from maavt.measure import plots
 from tests.flows.grids import make_project, run_flow
 
 STAGE = """
@@ -20,6 +21,9 @@ if settings["tokens"] > 100:
 folder = pathlib.Path("data/eval/maavt")
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "metrics.json").write_text(json.dumps({"accuracy": settings["tokens"] / 10 + settings["seed"] / 100}))
+model = pathlib.Path("data/models/maavt")
+model.mkdir(parents=True, exist_ok=True)
+(model / "config.json").write_text(json.dumps({"seconds_per_epoch": settings["tokens"]}))
 """
 GRAPH = """
 stages:
@@ -27,6 +31,7 @@ stages:
     cmd: python stage.py
     params: [tokens, seed]
     metrics: [data/eval/maavt/metrics.json]
+    outs: [data/models/maavt]
 """
 
 
@@ -49,7 +54,7 @@ def test_a_grid_becomes_one_table_and_one_picture_and_the_settings_stay_as_they_
         rows = list(csv.DictReader(file))
     assert [(row["setting"], row["seeds"], row["accuracy_mean"], row["accuracy_std"]) for row in rows] == [
         ("tokens=2", "2", "0.22", "0.0283"), ("tokens=10", "2", "1.02", "0.0283")]
-    assert all(float(row["seconds_mean"]) > 0 for row in rows)
+    assert [row["seconds_per_epoch_mean"] for row in rows] == ["2.0", "10.0"]
     assert "<svg" in (project / "data" / "ablation" / "ablation.svg").read_text()
     assert yaml.safe_load((project / "params.yaml").read_text()) == {"models": ["maavt"], "tokens": 5, "seed": 0}
     known = subprocess.run([sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=project, text=True,
@@ -123,3 +128,18 @@ def test_the_picture_shows_the_rows_that_have_the_number(tmp_path):
     assert (tmp_path / "ablation.svg").exists()
     with pytest.raises(UserError, match="no such number"):
         write(rows, tmp_path, "recall_2")
+
+
+def test_the_picture_names_rows_by_what_not_all_share_and_has_room_for_the_names(tmp_path):
+    shared = "synth.train=16+weights=/a/long/path/to/some/weights.safetensors"
+    rows = [{"setting": f"tokens={tokens}+{shared}", "accuracy_mean": 0.5} for tokens in (2, 10)]
+    plots.save(tmp_path / "a.svg", plots.ablation, rows, "accuracy")
+    drawn = (tmp_path / "a.svg").read_text()
+    assert "<!-- tokens=2 -->" in drawn and "<!-- tokens=10 -->" in drawn and "synth.train" not in drawn
+    plots.save(tmp_path / "b.svg", plots.ablation, rows[:1], "accuracy")
+    assert "<!-- tokens=2+synth.train=16" in (tmp_path / "b.svg").read_text()
+
+
+def test_what_all_rows_share_is_no_setting_of_a_row(project):
+    done = ablate(project, "tokens=2", "-S", "tokenz=3")
+    assert done.returncode == 2 and "tokenz" in done.stderr

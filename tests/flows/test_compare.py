@@ -60,6 +60,8 @@ def test_each_model_runs_at_the_rate_that_validation_chooses_and_a_second_compar
     assert (first["lead"], second["lead"]) == ("", "0.1")
     assert float(second["lead_low"]) <= 0.1 <= float(second["lead_high"])
     assert "<svg" in (project / "data" / "comparison" / "comparison.svg").read_text()
+    page = (project / "data" / "comparison" / "index.html").read_text()
+    assert "<svg" in page and "mean &plusmn; deviation over 2 seeds" in page and "+10.0" in page
     begun = (project / "begun").read_text().splitlines()
     assert begun == ["maavt 0.05 0", "maavt 0.2 0", "maavt 0.2 1", "lavish 0.2 0", "lavish 0.8 0", "lavish 0.2 1"]
     assert yaml.safe_load((project / "params.yaml").read_text())["maavt"] == {"adapter_rate": 0.1}
