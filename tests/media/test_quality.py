@@ -52,7 +52,7 @@ def recoded(source: Path, target: Path, share: float = 0.6, bits: int = 32000) -
     """The clip once more, smaller, at another rate of its sound, and as coarse as people can bear."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         video, audio = old.streams.video[0], old.streams.audio[0]
-        pictures = new.add_stream("libx264", rate=video.average_rate, options={"crf": "32", "preset": "veryfast"})
+        pictures = new.add_stream("libx264", rate=video.average_rate, options={"crf": "30", "preset": "veryfast"})
         pictures.width, pictures.height = (round(side * share / 2) * 2 for side in (video.width, video.height))
         pictures.pix_fmt, pictures.codec_context.time_base = "yuv420p", video.time_base
         sound = new.add_stream("aac", rate=32000, layout="mono")
