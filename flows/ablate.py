@@ -140,7 +140,7 @@ def summarise(runs: list[dict]) -> list[dict]:
     for setting, model in dict.fromkeys((one["setting"], one["model"]) for one in runs):
         own = [one for one in runs if (one["setting"], one["model"]) == (setting, model)]
         row = {"setting": setting, "model": model, "seeds": len(own)}
-        for key in own[0].keys() - {"setting", "model", "seed"}:
+        for key in set.intersection(*(set(one) for one in own)) - {"setting", "model", "seed"}:
             values = [one[key] for one in own]
             if isinstance(values[0], str):  # a version
                 continue

@@ -113,7 +113,7 @@ def rows(runs: dict[str, list[dict]], leader: str) -> list[dict]:
         row = {"model": name, "seeds": len(own), "rate": own[0]["rate"], "trained": own[0]["trained"],
                "epochs_kept": " ".join(str(one["epoch"]) for one in own)}
         for number in NUMBERS:
-            if number in own[0]:
+            if all(number in one for one in own):
                 row |= spread(number, [one[number] for one in own])
         if first and name != leader:
             lead, low, high, chance = paired([one["right"] for one in first], [one["right"] for one in own])
