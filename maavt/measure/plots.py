@@ -12,7 +12,6 @@ from maavt.work import atomic
 
 # A model has one colour everywhere, in pictures and on the report page; no other thing has it.
 HUES = {"maavt": "#2a6f97", "maavt_merge16": "#1b4a66", "maavt_merge22": "#1b4a66", "maavt_paper": "#7fb2d1",
-        "maavt_int8": "#2a6f97", "maavt_merge16_int8": "#1b4a66", "lavish_int8": "#b8860b", "mbt_int8": "#4c956c",
         "paper": "#7fb2d1", "linear": "#8d6b94", "lavish": "#b8860b", "lavish_deep": "#dcb85a", "mbt": "#4c956c"}
 INK, GREY = "#1c2b33", "#9aa5ab"
 
@@ -37,10 +36,11 @@ def throughput(figure: Figure, rows: list[dict]) -> None:
         spread = [[rate - float(row["slowest"]) for rate, row in zip(rates, held, strict=True)],
                   [float(row["fastest"]) - rate for rate, row in zip(rates, held, strict=True)]]
         bars = axes.barh([row["model"] for row in held], rates, xerr=spread, ecolor=INK, error_kw={"elinewidth": 0.8},
-                         color=[HUES.get(row["model"], GREY) for row in held])
+                         color=[HUES.get(row["model"].removesuffix("_int8"), GREY) for row in held])
         axes.bar_label(bars, fmt="%.1f", padding=6, fontsize=8)
-        axes.set_title(f"{mode}, {backbone}\n{held[0]['image_size']} px, batch {largest}, {held[0]['dtype']}, "
-                       f"{held[0]['device']}", fontsize=9, loc="left")
+        first = held[-1]
+        axes.set_title(f"{mode}, {backbone}\n{first['image_size']} px, batch {largest}, {first['dtype']}, "
+                       f"{first['device']}", fontsize=9, loc="left")
         axes.margins(x=0.2)
     axes.set_xlabel("samples per second")
 
@@ -68,7 +68,7 @@ def ablation(figure: Figure, rows: list[dict], metric: str) -> None:
     """Mean and standard deviation over seeds of every setting of an ablation, named by what not all of them share."""
     named = [row["setting"].split("+") for row in rows]
     shared = set.intersection(*map(set, named)) if len({row["setting"] for row in rows}) > 1 else set()
-    labels = [fill("+".join(part for part in one if part not in shared), 40) for one in named]
+    labels = [fill("+".join([part for part in one if part not in shared] or one), 40) for one in named]
     lines = sum(1 + label.count("\n") / 2 for label in labels)
     figure.set_size_inches(3.4 + 0.08 * max(len(line) for label in labels for line in label.splitlines()),
                            1 + 0.35 * lines)

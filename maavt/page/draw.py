@@ -35,8 +35,8 @@ def svg(draw: Callable, *arguments, label: str) -> Markup:
         drawn = buffer.getvalue()
     drawn = OWN_IDS.sub("", re.sub(r"\s*\n\s*", "\n", drawn[drawn.index("<svg"):]))
     drawn = re.sub(r"<style.*?</style>", "", drawn, flags=re.S)  # it would hold for the whole page
-    own = [name for name in HUES if not name.endswith("_int8") and "_merge" not in name]  # have one in the style
-    names = {INK: "ink", GREY: "grey", **{HUES[name]: name for name in reversed(own)}}
+    # of models that share a hue the first is in the style
+    names = {INK: "ink", GREY: "grey", **{hue: name for name, hue in reversed(HUES.items())}}
     for colour, name in names.items():
         drawn = drawn.replace(colour, f"var(--{name})")
     return Markup(drawn.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(label), 1))

@@ -174,6 +174,7 @@ def make_run(name: str, mode: str, backbone: str, batch: int, params: Params, de
         model = create("maavt_paper" if name in AS_PUBLISHED else name, backbone, params, image_size=size,
                        initialised=False)
         model = model.to(device) if name in AS_PUBLISHED else place(model, device)
+    use_int8(name.endswith(INT8))  # whatever MAAVT_DTYPE says: that is what the row is
     if name == "matmul_limit":
         return Run(name, mode, batch, torch.inference_mode()(matmul_limit(model, batch, kind, device)))
     if mode == "training":
@@ -182,7 +183,6 @@ def make_run(name: str, mode: str, backbone: str, batch: int, params: Params, de
     if mode == "inference":
         form = model.eval()
         if hasattr(model, "for_inference"):
-            use_int8(name.endswith(INT8))
             form = model.for_inference(kind, pack=not params.benchmark.compile)
             form = _compiled(form) if params.benchmark.compile else form
         del model

@@ -143,3 +143,15 @@ def test_the_picture_names_rows_by_what_not_all_share_and_has_room_for_the_names
 def test_what_all_rows_share_is_no_setting_of_a_row(project):
     done = ablate(project, "tokens=2", "-S", "tokenz=3")
     assert done.returncode == 2 and "tokenz" in done.stderr
+
+
+def test_settings_that_differ_in_their_order_alone_have_their_whole_names(tmp_path):
+    rows = [{"setting": setting, "accuracy_mean": 0.5} for setting in ("a=1+b=2", "b=2+a=1")]
+    plots.save(tmp_path / "a.svg", plots.ablation, rows, "accuracy")
+    assert all(f"<!-- {row['setting']} -->" in (tmp_path / "a.svg").read_text() for row in rows)
+
+
+def test_a_number_that_not_every_seed_has_is_left_out():
+    (row,) = summarise([{"setting": "a=1", "model": "maavt", "seed": seed, "accuracy": 0.5} | more
+                        for seed, more in ((0, {"seconds_per_epoch": 3}), (1, {}))])
+    assert row["accuracy_mean"] == 0.5 and "seconds_per_epoch_mean" not in row

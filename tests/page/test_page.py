@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from maavt.measure import plots
 from maavt.page import ran
+from maavt.page.draw import svg
 from maavt.stages import report
+from tests.conftest import ROOT
 from tests.page.made_up import HOSTILE, make_up, names
 
 VOID = {"meta", "img", "br", "input", "hr", "link", "use"}
@@ -125,6 +128,19 @@ def test_one_model_has_one_colour_and_no_other_thing_has_it(three):
     assert len(drawn) >= 8
     for picture in drawn:  # colours come from the page, so that they are the same and change with the scheme
         assert set(re.findall(r"#[0-9a-f]{6}\b", picture)) <= {"#ffffff", "#000000"}
+
+
+def test_every_colour_of_a_model_is_in_the_style_and_none_is_that_of_the_page():
+    style = (ROOT / "maavt/page/page.css").read_text()
+    rows = [{"model": name, "backbone": "a", "mode": "inference", "batch": 2, "samples_per_second": 3, "slowest": 2,
+             "fastest": 4, "image_size": 56, "dtype": dtype, "device": "this one"}
+            for name, dtype in [*((name, "float32") for name in plots.HUES), ("maavt_int8", "int8")]]
+    drawn = svg(plots.throughput, rows, label="speed")
+    used = set(re.findall(r"var\(--(\w+)\)", drawn))
+    assert used >= {"maavt", "maavt_paper", "maavt_merge16", "linear", "lavish", "mbt"} and "paper" not in used
+    for scheme in style.split("@media screen")[:2]:
+        assert used <= set(re.findall(r"--(\w+):", scheme))
+    assert "float32, this one" in drawn and "int8, this one" not in drawn
 
 
 def test_every_pair_has_frame_attention_spectrogram_sound_and_says_whose_it_is(three):
