@@ -27,7 +27,7 @@ from flows import PROJECT, runs, told
 from flows.lock import drop_damaged
 from flows.process import DVC, only_run, run
 from flows.server import use_server
-from flows.settings import changed, changed_text, check_project, experiment_name, saving
+from flows.settings import changed, changed_text, check_free, check_project, experiment_name, saving
 from maavt import errors
 from maavt.errors import UsageError, UserError
 from maavt.measure import plots
@@ -174,10 +174,11 @@ def main() -> None:
                         help="settings of params.yaml that all share")
     options = parser.parse_args()
     project = check_project(options.project)
+    check_free([*options.shared, *options.settings], seed="--seeds")
     for setting in grid(options.settings):
         changed_text(project, [*options.shared, *setting.split("+")])
     use_server()
-    rows = ablate(options.settings, options.seeds, project, options.metric, options.shared)
+    rows = ablate(options.settings, list(dict.fromkeys(options.seeds)), project, options.metric, options.shared)
     for row in rows:
         if f"{options.metric}_mean" not in row:
             continue

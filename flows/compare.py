@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from flows import PROJECT
 from flows.ablate import at_work, experiment, spread
 from flows.server import use_server
-from flows.settings import changed_text, check_project, experiment_name
+from flows.settings import changed_text, check_free, check_project, experiment_name
 from maavt import errors
 from maavt.clips import SEVERAL
 from maavt.errors import UsageError, UserError
@@ -74,12 +74,16 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
                 if not tried:
                     continue
                 # by what training goes by, too: where clips have several labels the mean average precision
-                rate = max(tried, key=lambda rate: tried[rate].get("val_map", tried[rate]["val_accuracy"]))
+                validated = {rate: run.get("val_map", run.get("val_accuracy")) for rate, run in tried.items()}
+                if len(tried) > 1 and None in validated.values():
+                    raise UserError(f"{name}: nothing was validated, so nothing chooses among {len(tried)} rates; "
+                                    "expected clips to validate on, or one rate: --rates 1")
+                rate = max(tried, key=validated.get)
                 runs[name].append(tried[rate])
-                write(rows(runs, models[0]), settings, project / "data" / "comparison")
+                write(rows(runs, models[0]), models[0], settings, project / "data" / "comparison")
                 for seed in seeds[1:]:
                     runs[name].append(one(name, rate, seed))
-                    write(rows(runs, models[0]), settings, project / "data" / "comparison")
+                    write(rows(runs, models[0]), models[0], settings, project / "data" / "comparison")
             except UserError as error:
                 failed.append(str(error))
     if failed:
@@ -138,14 +142,14 @@ def paired(first: list[dict], second: list[dict]) -> tuple[float, float, float, 
     return float(lead.mean()), *scores.accuracy_interval(keys, lead), chance
 
 
-def write(table: list[dict], settings: list[str], folder: Path) -> None:
+def write(table: list[dict], leader: str, settings: list[str], folder: Path) -> None:
     """The files of data/comparison, as far as the comparison has come."""
     table = [{**row, "settings": " ".join(settings)} for row in table]
     write_table(folder / "comparison.csv", dict.fromkeys(key for row in table for key in row), table)
     plots.save(folder / "comparison.svg", plots.comparison, table)
     picture = svg(plots.comparison, table, label="Accuracy of every model, with both modalities and with either alone")
     with atomic(folder / "index.html") as path:
-        path.write_text(render("comparison.html", rows=table, leader=table[0]["model"], picture=picture,
+        path.write_text(render("comparison.html", rows=table, leader=leader, picture=picture,
                                settings=settings, seeds=max(row["seeds"] for row in table)))
 
 
@@ -161,11 +165,13 @@ def main() -> None:
                         help="settings of params.yaml that are the same for all")
     options = parser.parse_args()
     project = check_project(options.project)
+    check_free(options.settings, seed="--seeds", models="--models")
     changed_text(project, options.settings)
     if not all(rate > 0 for rate in options.rates):
         raise UsageError(f"--rates {options.rates}: expected numbers above 0")
     use_server()
-    for row in compare(list(dict.fromkeys(options.models)), options.seeds, options.rates, options.settings, project):
+    for row in compare(*(list(dict.fromkeys(given)) for given in (options.models, options.seeds, options.rates)),
+                       options.settings, project):
         spread = f" ± {row['accuracy_std']:.3f}" if row["seeds"] > 1 else ""
         lead = (f"; {options.models[0]} leads by {row['lead']:+.3f} ({row['lead_low']:+.3f} to "
                 f"{row['lead_high']:+.3f}, p {row['p']})") if "lead" in row else ""

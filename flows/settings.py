@@ -20,7 +20,8 @@ from maavt.errors import UsageError
 from maavt.params import check_weights, parse_params
 from maavt.work import atomic
 
-LONGEST = 150  # bytes of an experiment's name
+LONGEST = 80  # bytes of an experiment's name, without its hash
+PLAIN = set(" =.,[]_")  # between letters and figures; what else there is tells settings apart
 
 
 def check_project(project: Path) -> Path:
@@ -74,12 +75,24 @@ def _set(values: dict, setting: str) -> None:
         raise UsageError(f"{setting!r}: the value is not YAML; expected such as 10, false or [maavt,lavish]") from None
 
 
+def check_free(settings: Sequence[str], **options: str) -> None:
+    """Raises UsageError where one of the settings (KEY=VALUE, or several with + between) is told by an option instead:
+    `seed="--seeds"`."""
+    for setting in settings:
+        for change in setting.split("+"):
+            key = change.partition("=")[0]
+            if key in options:
+                raise UsageError(f"{setting}: {key} differs from run to run here; expected {options[key]} instead")
+
+
 def experiment_name(settings: Sequence[str]) -> str:
-    """A name that DVC and file systems take: tokens=10 and maavt.lsa=false become tokens-10-maavt-lsa-false; a long one
-    ends in a hash."""
-    name = "-".join("".join(c if c.isalnum() else " " for c in " ".join(settings)).split())
-    return name if len(name.encode()) <= LONGEST else \
-        f"{name.encode()[:LONGEST].decode(errors='ignore')}-{sha256(name.encode()).hexdigest()[:12]}"
+    """A name that DVC and file systems take: tokens=10 and maavt.lsa=false become tokens-10-maavt-lsa-false; one
+    that is long, or in which signs matter that it cannot have (a path, a minus), ends in a hash of all."""
+    told = " ".join(settings)
+    name = "-".join("".join(c if c.isalnum() else " " for c in told).split())
+    short = name.encode()[:LONGEST].decode(errors="ignore")
+    plain = short == name and all(c.isalnum() or c in PLAIN for c in told)
+    return name if plain else f"{short}-{sha256(told.encode()).hexdigest()[:12]}"
 
 
 @contextmanager

@@ -31,6 +31,8 @@ def blend(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser) -> 
     if not sum(map(len, truth)):
         return None
     said, truth = torch.cat(said, 1).cpu(), torch.cat(truth).cpu()  # (P, N, C)
+    known = said.isfinite().all(-1).all(0)  # one pair of which a part says no number would leave no weight a number
+    said, truth = said[:, known], truth[known]
     weights = fitted(said, model.head.bias.detach().cpu(), truth)
     for columns, weight in zip(model.head.columns(), weights, strict=True):
         columns *= weight

@@ -22,6 +22,8 @@ folder.mkdir(parents=True, exist_ok=True)
 (folder / "metrics.json").write_text(json.dumps({
     "accuracy": right / 10, "accuracy_audio_only": 0.3, "accuracy_visual_only": 0.4, "trained": 7, "epoch": 2,
     "val_accuracy": 1 - abs(rate - 0.2)}))
+if settings["unvalidated"]:
+    (folder / "metrics.json").write_text((folder / "metrics.json").read_text().replace("val_accuracy", "other"))
 rows = [f"clip{n},0,a,{'a' if n < right else 'b'}" for n in range(10)]
 (folder / "predictions.csv").write_text("\\n".join(["key,second,label,predicted", *rows]) + "\\n")
 """
@@ -30,7 +32,7 @@ stages:
   evaluate:
     matrix: {model: "${models}"}
     cmd: python stage.py ${item.model}
-    params: [seed, "${item.model}"]
+    params: [seed, unvalidated, "${item.model}"]
     outs: ["data/eval/${item.model}/predictions.csv"]
     metrics: ["data/eval/${item.model}/metrics.json"]
   benchmark: {cmd: "false", outs: [data/benchmark.csv]}
@@ -41,7 +43,8 @@ stages:
 def project(tmp_path_factory) -> Path:
     """A DVC project whose validation is best at a rate of 0.2; there maavt is right on one clip more than lavish."""
     return make_project(tmp_path_factory.mktemp("compare") / "a project", stage=STAGE, graph=GRAPH,
-                        params="models: [maavt]\nseed: 0\nmaavt: {adapter_rate: 0.1}\nlavish: {adapter_rate: 0.4}\n")
+                        params="models: [maavt]\nseed: 0\nunvalidated: false\n"
+                               "maavt: {adapter_rate: 0.1}\nlavish: {adapter_rate: 0.4}\n")
 
 
 def compare(project: Path, *arguments: str) -> CompletedProcess:
@@ -69,10 +72,26 @@ def test_each_model_runs_at_the_rate_that_validation_chooses_and_a_second_compar
     assert (project / "begun").read_text().splitlines() == begun
 
 
+@pytest.mark.long
+def test_without_validation_nothing_chooses_a_rate_but_one_rate_needs_no_choice(project):
+    options = ("--models", "maavt", "--seeds", "0", "0", "-S", "unvalidated=true", "--rates")
+    done = compare(project, *options, "0.5", "1")
+    assert done.returncode == 1 and "expected clips to validate on, or one rate: --rates 1" in done.stdout + done.stderr
+    done = compare(project, *options, "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(project / "data" / "comparison" / "comparison.csv", newline="") as file:
+        assert [row["seeds"] for row in csv.DictReader(file)] == ["1"]  # that it was named twice makes no second one
+
+
 def test_an_unknown_setting_is_named_before_anything_runs(project):
     done = compare(project, "-S", "tokenz=3")
     assert done.returncode == 2
     assert "tokenz" in done.stderr
+
+
+def test_what_differs_from_run_to_run_is_told_by_its_option(project):
+    done = compare(project, "-S", "models=[mbt]")
+    assert done.returncode == 2 and "expected --models instead" in done.stderr
 
 
 def test_every_rate_that_is_searched_is_a_setting():

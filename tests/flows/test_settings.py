@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.settings import changed, changed_text, experiment_name, put_back
+from flows.settings import changed, changed_text, check_free, experiment_name, put_back
 from maavt.errors import UserError
 from tests.conftest import ROOT, as_repository, tiny_settings
 
@@ -104,3 +104,14 @@ def test_an_experiment_is_called_by_its_settings():
     assert experiment_name(["tokens=10", "maavt.lsa=false", "models=[a,b]"]) == "tokens-10-maavt-lsa-false-models-a-b"
     long, other = (experiment_name(["folder.root=/data/" + "deep/" * 60, f"seed={seed}"]) for seed in (0, 1))
     assert long != other and len(f"compare-{long}.log") < 200
+
+
+def test_settings_that_differ_in_a_sign_alone_are_two_experiments():
+    for one, other in (("seed=1", "seed=-1"), ("folder.root=/a/b", "folder.root=a/b"), ("x=1e3", "x=1e-3")):
+        assert experiment_name([one]) != experiment_name([other])
+
+
+def test_what_an_option_tells_is_no_setting():
+    check_free(["tokens=2+maavt.lsa=false", "seeds=1"], seed="--seeds")
+    with pytest.raises(UserError, match=r"tokens=2\+seed=3: seed differs from run to run here; expected --seeds"):
+        check_free(["tokens=2+seed=3"], seed="--seeds")

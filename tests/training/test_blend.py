@@ -98,6 +98,15 @@ def test_background_and_pairs_that_lack_a_modality_have_no_say():
     assert found([-1, -1, -1, -1]) is None
 
 
+def test_a_pair_of_which_no_number_is_said_has_no_say():
+    torch.manual_seed(0)
+    model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=False, tokens=2)).eval()
+    (batch,) = batches(torch.arange(4))
+    batch.spectrograms[0] = torch.nan
+    weights = blend(model, [batch], NORMALISE)
+    assert all(0 < weight < 2 for weight in weights.values())
+
+
 def test_no_pairs_at_all_weigh_nothing():
     model = MAAVT(layer_scale_vit(), MaavtConfig(classes=CLASSES, background=False, tokens=2)).eval()
     assert blend(model, [], NORMALISE) is None
