@@ -22,8 +22,8 @@ from maavt.work import project_root
 FEWEST, MOST = 3, 100  # epochs that `auto` makes
 PER_DATASET = ("image_size", "shard.frame_size", "train.epochs", "train.batch")  # one for all, or for each data set
 PAPER = {  # what `recipe: paper` switches off or takes back
-    "maavt": {"lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "head_bands": False, "standardise": False,
-              "contrastive_trains": "all", "same_class": "negatives", "contrastive_weight": 1.0,
+    "maavt": {"depth": 1.0, "lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "head_bands": False,
+              "standardise": False, "contrastive_trains": "all", "same_class": "negatives", "contrastive_weight": 1.0,
               "contrastive_from": 0.0, "stream_weight": 0.0, "blend": False, "prompt_init": "random",
               "prompt_rate": 1.0},
     "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "stretch": 0.0, "shift": 0.0,
@@ -41,6 +41,7 @@ Either = Discriminator(lambda value: TABLE if isinstance(value, dict) else NUMBE
 Model = Literal["maavt", "linear", "lavish", "mbt"]
 Weights = str
 PartRate = Annotated[float, Field(gt=0, le=10)]
+Depth = Annotated[float, Field(gt=0, le=1)]
 Augment = Literal["crop", "resized_crop"]
 
 
@@ -238,6 +239,7 @@ class Maavt:
     contrastive: Literal["blockwise", "final", "off"]
     projector: Literal["mlp", "linear"]
     mining: Annotated[float, Field(ge=0, lt=1)] | None
+    depth: Depth
     lora_rank: Annotated[int, Field(ge=0, le=1024)]
     bottleneck: Annotated[int, Field(ge=0, le=4096)]
     head_blocks: Annotated[int, Field(ge=1, le=1000)]
@@ -266,6 +268,7 @@ class Lavish:
     """LAVISH; null takes what Table 7's counts need at the backbone's width."""
 
     adapter_rate: PartRate
+    depth: Depth
     reduction: Count | None
     latents: Count | None
     batch_norm: bool | None
@@ -277,6 +280,7 @@ class Lavish:
 class Mbt:
     """MBT."""
 
+    depth: Depth
     bottlenecks: Annotated[int, Field(ge=0)]
     fusion_layer: Annotated[int, Field(ge=0)] | None
     encoder_rate: PartRate

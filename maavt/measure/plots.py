@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from maavt.work import atomic
 
 # A model has one colour everywhere, in pictures and on the report page; no other thing has it.
-HUES = {"maavt": "#2a6f97", "maavt_merge16": "#1b4a66", "maavt_merge22": "#1b4a66", "maavt_paper": "#7fb2d1",
-        "paper": "#7fb2d1", "linear": "#8d6b94", "lavish": "#b8860b", "lavish_deep": "#dcb85a", "mbt": "#4c956c"}
+HUES = {"maavt": "#2a6f97", "maavt_merge16": "#1b4a66", "maavt_depth75": "#1b4a66", "maavt_depth75_merge16": "#1b4a66",
+        "maavt_paper": "#7fb2d1", "paper": "#7fb2d1", "linear": "#8d6b94", "lavish": "#b8860b",
+        "lavish_deep": "#dcb85a", "mbt": "#4c956c"}
 INK, GREY = "#1c2b33", "#9aa5ab"
 
 

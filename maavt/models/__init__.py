@@ -9,7 +9,7 @@ from maavt.models.lavish import LAVISH, LavishConfig
 from maavt.models.linear import LinearConfig, LinearProbe
 from maavt.models.maavt import MAAVT, MaavtConfig
 from maavt.models.mbt import MBT, MbtConfig
-from maavt.models.vit import check_plain
+from maavt.models.vit import check_plain, shorten
 from maavt.params import Params
 
 MODELS = {"maavt": (MAAVT, MaavtConfig), "linear": (LinearProbe, LinearConfig), "lavish": (LAVISH, LavishConfig),
@@ -17,7 +17,8 @@ MODELS = {"maavt": (MAAVT, MaavtConfig), "linear": (LinearProbe, LinearConfig), 
 
 
 def create_model(name: str, backbone: VisionTransformer, settings: dict) -> nn.Module:
-    """The model `name` around a backbone; `settings` are its configuration's fields.
+    """The model `name` around a backbone; `settings` are its configuration's fields, and `depth`: the share of the
+    backbone's blocks that it is made of, from the first on.
 
     Raises ValueError for an unknown name and for settings that make no model.
     """
@@ -25,6 +26,8 @@ def create_model(name: str, backbone: VisionTransformer, settings: dict) -> nn.M
         raise ValueError(f"unknown model {name!r}; expected one of {', '.join(MODELS)}")
     check_plain(backbone)
     model, config = MODELS[name]
+    settings = dict(settings)
+    shorten(backbone, settings.pop("depth", 1))
     return model(backbone, config(**settings))
 
 
@@ -36,7 +39,7 @@ def model_settings(name: str, params: Params, *, classes: int, background: bool,
     """
     _, config = MODELS[name]
     own = {"tokens": params.tokens, **vars(getattr(params, name))}
-    known = {field.name for field in fields(config)}
+    known = {"depth", *(field.name for field in fields(config))}
     return {**{key: value for key, value in own.items() if key in known},
             "classes": classes, "background": background or own.get("mining", 0) > 0 and not multilabel,
             "multilabel": multilabel}

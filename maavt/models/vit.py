@@ -157,6 +157,17 @@ def check_plain(vit: VisionTransformer) -> None:
         raise ValueError(f"the backbone is no plain Vision Transformer: it has {', '.join(dict.fromkeys(strange))}")
 
 
+def shorten(vit: VisionTransformer, share: float) -> None:
+    """Keep this share of the blocks, from the first on, and at least one. The norm behind them suits the last of all
+    alone: behind another block it is one without weights. Raises ValueError for what is no share."""
+    if not 0 < share <= 1:
+        raise ValueError(f"depth: {share}; expected more than 0 and at most 1")
+    kept = max(1, round(len(vit.blocks) * share))
+    if kept < len(vit.blocks):
+        vit.blocks = vit.blocks[:kept]
+        vit.norm = nn.LayerNorm(vit.embed_dim, eps=vit.norm.eps, elementwise_affine=False)
+
+
 def train_only(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
     """Freeze everything but the parameters under the declared names ('head' covers 'head.weight'); return those.
 

@@ -1,10 +1,11 @@
 """Stage benchmark: parameters counted and samples per second measured -> data/benchmark.
 
 parameters.csv stands beside Table 7 of the supplement, throughput.csv beside Table 9. `maavt` is the model of the
-settings; `maavt_merge16` and the like merge patches (maavt.merge); `maavt_paper` is MA-AVT as published, of which
-maavt_plain and matmul_limit are other forms; `maavt_int8` and the like, where the CPU can do that, are the models with
-MAAVT_DTYPE=int8. Speeds depend on the machine: compare them by their ratios within one file. attention.csv has both
-attention kernels, and which of them the models take here.
+settings; `maavt_merge16` merges patches (maavt.merge), `maavt_depth75` has three quarters of the blocks (maavt.depth,
+read after three of them); `maavt_paper` is MA-AVT as published, of which maavt_plain and matmul_limit are other forms;
+`maavt_int8` and the like, where the CPU can do that, are the models with MAAVT_DTYPE=int8. Speeds depend on the
+machine: compare them by their ratios within one file. attention.csv has both attention kernels, and which of them the
+models take here.
 """
 
 import argparse
@@ -42,13 +43,15 @@ MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", {}),  # by the recipe
           "linear": ("linear", {}),
           "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
           "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own
-MERGED = {f"maavt_merge{most}": ("maavt", {"merge": most}) for most in (16, 22)}  # as maavt.merge would, counted alike
+SHORT = {"depth": 0.75, "head_blocks": 3}
+FASTER = {"maavt_merge16": ("maavt", {"merge": 16}), "maavt_depth75": ("maavt", SHORT),  # counted as `maavt` is
+          "maavt_depth75_merge16": ("maavt", {**SHORT, "merge": 16})}
 INT8 = "_int8"  # what a row's name ends with whose products of inference are in int8
 AS_PUBLISHED = ("maavt_plain", "matmul_limit")  # other forms of maavt_paper
 RUNS = {
-    "inference": ("maavt", *MERGED, "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor",
-                  "matmul_limit", *(name + INT8 for name in ("maavt", "maavt_merge16", "lavish", "mbt"))),
-    "training": ("maavt", "maavt_merge16", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
+    "inference": ("maavt", *FASTER, "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor",
+                  "matmul_limit", *(name + INT8 for name in ("maavt", "maavt_depth75", "lavish", "mbt"))),
+    "training": ("maavt", "maavt_merge16", "maavt_depth75", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
 }
 
 NOT_MEASURED = {  # the columns of a table without rows
@@ -80,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def create(name: str, backbone: str, params: Params, **options) -> nn.Module:
     """A model with random weights, for as many classes as AVE has."""
-    model, changes = (MODELS | MERGED)[name.removesuffix(INT8)]
+    model, changes = (MODELS | FASTER)[name.removesuffix(INT8)]
     params = replace(params, recipe="paper").resolved() if name == "maavt_paper" else params
     settings = {**model_settings(model, params, classes=CLASSES, background=True), **changes}
     return create_model(model, create_backbone(backbone, **options), settings)
@@ -283,7 +286,7 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: P
         "device": describe(device),
         "dtype": "int8" if run.model.endswith(INT8) else _dtype(device),
         "mode": run.mode,
-        "compiled": "yes" if compiles and run.mode == "inference" and run.model in MODELS | MERGED else "no",
+        "compiled": "yes" if compiles and run.mode == "inference" and run.model in MODELS | FASTER else "no",
         "image_size": params.benchmark.image_size,
         "batch": run.batch,
         "rounds": len(run.seconds),

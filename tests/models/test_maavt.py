@@ -8,7 +8,7 @@ from torch import Tensor
 from maavt.models import create_model
 from maavt.models.head import Head
 from maavt.models.maavt import MAAVT, MaavtConfig, early_summary, read_early
-from maavt.models.vit import as_images, both, embed_patches, train_only
+from maavt.models.vit import as_images, both, embed_patches, shorten, train_only
 from maavt.training.losses import losses
 from tests.models.reference import (
     CLASSES,
@@ -397,6 +397,32 @@ def test_settings_that_make_no_model_are_refused(changes, told):
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="8 attention heads do not divide the width 60"):
         MAAVT(tiny_vit(embed_dim=60), MaavtConfig(**settings()))
+
+
+@pytest.mark.parametrize("name", ["maavt", "lavish", "mbt"])
+def test_a_model_of_the_first_blocks_has_no_others_and_the_whole_one_is_as_the_backbone_is(name):
+    own = {"classes": 5, "background": True}
+    whole, two = (create_model(name, layer_scale_vit(), {**own, "depth": depth}).eval() for depth in (1, 0.67))
+    named = {key.replace("visual.", "backbone.") for key, _ in two.named_parameters()}
+    assert not any(key.startswith("backbone.blocks.2") or key == "backbone.norm.weight" for key in named)
+    assert any(key.startswith("backbone.blocks.1") for key in named)
+    assert len(list(whole.parameters())) > len(list(two.parameters()))
+    pairs = random_pairs(2)
+    torch.testing.assert_close(two(*pairs).logits, two.for_inference()(*pairs).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share, blocks", [(1, 12), (0.75, 9), (0.5, 6), (0.01, 1)])
+def test_a_share_of_the_blocks_is_kept_and_at_least_one(share, blocks):
+    vit = tiny_vit(depth=12)
+    shorten(vit, share)
+    assert len(vit.blocks) == blocks and isinstance(vit.norm, torch.nn.LayerNorm)
+    assert (vit.norm.weight is None) == (blocks < 12)
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
+def test_what_is_no_share_of_the_blocks_is_refused(share):
+    with pytest.raises(ValueError, match="depth: .*; expected more than 0 and at most 1"):
+        create_model("maavt", tiny_vit(), settings() | {"depth": share})
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones():
