@@ -51,7 +51,7 @@ AS_PUBLISHED = ("maavt_plain", "matmul_limit")  # other forms of maavt_paper
 RUNS = {
     "inference": ("maavt", *FASTER, "maavt_paper", "linear", "lavish", "mbt", "maavt_plain", "backbone_floor",
                   "matmul_limit", *(name + INT8 for name in ("maavt", "maavt_depth75", "lavish", "mbt"))),
-    "training": ("maavt", "maavt_merge16", "maavt_depth75", "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
+    "training": ("maavt", *FASTER, "maavt_paper", "linear", "lavish", "mbt", "maavt_plain"),
 }
 
 NOT_MEASURED = {  # the columns of a table without rows
