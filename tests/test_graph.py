@@ -2,10 +2,13 @@
 
 import ast
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
+
+from maavt.models import MODELS
 
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -97,3 +100,13 @@ def test_the_package_imports_neither_prefect_nor_the_flows():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
                 [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [n for n in names if n.split(".")[0] in ("prefect", "flows")], file
+
+
+def test_the_benchmark_is_measured_anew_when_a_setting_changes_what_a_model_is_built_from():
+    beginning = {"prompt_std", "prompt_init", "standardise"}  # numbers, which take the same time whatever they are
+    built = {f"{name}.{field.name}" for name, (_, config) in MODELS.items() if name != "linear"
+             for field in fields(config) if field.name not in beginning}
+    known = {f"{block}.{key}" for block in MODELS for key in yaml.safe_load((ROOT / "params.yaml").read_text())[block]}
+    named = {key for key in STAGES["benchmark"]["params"] if "." in key}
+    depths = {f"{name}.depth" for name in ("maavt", "lavish", "mbt")}
+    assert named == built & known | depths

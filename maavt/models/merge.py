@@ -73,3 +73,10 @@ class Merged:
     def spread(self, of_tokens: Tensor) -> Tensor:
         """Numbers of the N tokens (B, N) as those of the patches at the beginning: each has that of its token."""
         return of_tokens[:, self.first : self.first + self.patches].gather(1, self.source)
+
+
+def left(patches: int, most: int, blocks: int) -> int:
+    """How many of these patches the last of so many blocks gets, if each before it merges `most`, or half of them."""
+    for _ in range(blocks - 1):
+        patches -= min(most, patches // 2)
+    return patches

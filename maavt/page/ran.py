@@ -15,7 +15,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from maavt.clips import BACKGROUND, SEVERAL, SPLITS, Clip, pair_label
 from maavt.media.sample import pair_begins
-from maavt.params import Model, Params, Spectrogram, flat
+from maavt.params import PAPER, Model, Params, Spectrogram, flat
 from maavt.work import project_root, read_times
 
 PLAIN = re.compile(r"[\w./:+-]+")  # a value that DVC's command line takes without quotes
@@ -48,7 +48,8 @@ def revision() -> dict | None:
 
 
 def settings(params: Params) -> list[dict]:
-    """The keys of params.yaml that concern this run, with their values, and the committed ones where they differ."""
+    """The keys of params.yaml that concern this run, with their values, the committed ones where they differ, and
+    those that `recipe: paper` takes instead."""
     text = git("show", "HEAD:./params.yaml")
     here, committed = (flat(_yaml(held) or {}) for held in ((project_root() / "params.yaml").read_text(), text or ""))
     others = {*params.augment, *get_args(Model)} - {params.dataset, *params.models}  # augment names every data set
@@ -56,7 +57,10 @@ def settings(params: Params) -> list[dict]:
     for key, value in here.items():
         before = _before(key, committed, value)
         if before != value or not others & set(key.split(".")):
-            rows.append({"key": key, "value": _text(value), "before": _text(before) if before != value else None})
+            block, _, name = key.partition(".")
+            paper = PAPER.get(block, {}).get(name, value) if params.recipe == "paper" else value
+            rows.append({"key": key, "value": _text(value), "before": _text(before) if before != value else None,
+                         "paper": _text(paper) if paper != value else None})
     return rows
 
 

@@ -2,10 +2,10 @@
 
 parameters.csv stands beside Table 7 of the supplement, throughput.csv beside Table 9. `maavt` is the model of the
 settings; `maavt_merge16` merges patches (maavt.merge), `maavt_depth75` has three quarters of the blocks (maavt.depth,
-read after three of them); `maavt_paper` is MA-AVT as published, of which maavt_plain and matmul_limit are other forms;
-`maavt_int8` and the like, where the CPU can do that, are the models with MAAVT_DTYPE=int8. Speeds depend on the
-machine: compare them by their ratios within one file. attention.csv has both attention kernels, and which of them the
-models take here.
+read after three of them), both whatever the settings say of these two; `maavt_paper` is MA-AVT as published, of which
+maavt_plain and matmul_limit are other forms; `maavt_int8` and the like, where the CPU can do that, are the models with
+MAAVT_DTYPE=int8. Speeds depend on the machine: compare them by their ratios within one file. attention.csv has both
+attention kernels, and which of them the models take here.
 """
 
 import argparse
@@ -43,8 +43,8 @@ MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", {}),  # by the recipe
           "linear": ("linear", {}),
           "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
           "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own
-SHORT = {"depth": 0.75, "head_blocks": 3}
-FASTER = {"maavt_merge16": ("maavt", {"merge": 16}), "maavt_depth75": ("maavt", SHORT),  # counted as `maavt` is
+WHOLE, SHORT = {"depth": 1, "merge": 0}, {"depth": 0.75, "head_blocks": 3, "merge": 0}
+FASTER = {"maavt_merge16": ("maavt", {**WHOLE, "merge": 16}), "maavt_depth75": ("maavt", SHORT),
           "maavt_depth75_merge16": ("maavt", {**SHORT, "merge": 16})}
 INT8 = "_int8"  # what a row's name ends with whose products of inference are in int8
 AS_PUBLISHED = ("maavt_plain", "matmul_limit")  # other forms of maavt_paper

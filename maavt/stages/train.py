@@ -21,6 +21,7 @@ from scmrepo.exceptions import SCMError
 from maavt.errors import UserError, run
 from maavt.models import MODELS, create_model, model_settings
 from maavt.models.backbone import load_backbone, read_origin
+from maavt.models.merge import left
 from maavt.models.vit import count, train_only, under
 from maavt.params import Params, Train, load_params
 from maavt.progress import Waited, progress
@@ -111,6 +112,10 @@ class Training:
         self.device = pick_device()
         self.model = place(create_model(name, backbone, self.settings), self.device)
         train_only(self.model, self.model.trained() + self.model.training_only())
+        if team.first and self.settings.get("merge"):
+            patches, blocks = backbone.patch_embed.num_patches, len(backbone.blocks)
+            print(f"{name}: of {patches} patches of each stream maavt.merge leaves the last block "
+                  f"{left(patches, self.settings['merge'], blocks)}")
         if hasattr(self.model, "begin"):
             self.model.begin(*self._first_pairs())
         train = params.train

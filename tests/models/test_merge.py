@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from maavt.models.maavt import MAAVT, MaavtConfig, early_summary
-from maavt.models.merge import Merged
+from maavt.models.merge import Merged, left
 from maavt.models.vit import run_block, run_merging, train_only
 from maavt.training.losses import losses
 from tests.models.reference import CLASSES, layer_scale_vit, random_pairs, tiny_vit
@@ -111,3 +111,12 @@ def test_the_map_gives_the_patches_of_a_token_what_the_token_gets():
     each = merged.spread(scores).softmax(-1)
     token = (scores[:, 1:5] + merged.size.log()).softmax(-1)  # as attention weighs them
     torch.testing.assert_close(torch.zeros(2, 4).scatter_add(1, merged.source, each), token)
+
+
+@pytest.mark.parametrize("merge", [0, 1, 5, 100])
+def test_what_is_left_for_the_last_block_is_what_the_last_block_gets(merge):
+    model, seen = make(merge).eval(), []
+    last = model.backbone.blocks[-1]
+    last.norm1.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[1]))
+    model(*random_pairs(1))
+    assert seen[0] - model.learned_tokens().shape[1] == left(PATCHES, merge, len(model.backbone.blocks))

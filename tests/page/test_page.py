@@ -6,10 +6,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from maavt.measure import plots
 from maavt.page import ran
 from maavt.page.draw import svg
+from maavt.params import load_params
 from maavt.stages import report
 from tests.conftest import ROOT
 from tests.page.made_up import HOSTILE, make_up, names
@@ -175,3 +177,13 @@ def test_with_309_classes_the_page_is_small_and_names_every_class(tmp_path, monk
     for number in range(301):
         assert f"playing instrument {number} " in page.sections["good"]
     assert "309 classes are too many to be named" in page.sections["good"]
+
+
+def test_the_settings_say_what_the_papers_recipe_takes_instead(tmp_path, monkeypatch):
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"recipe": "paper"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    rows = {row["key"]: row for row in ran.settings(load_params())}
+    assert (rows["maavt.lora_rank"]["value"], rows["maavt.lora_rank"]["paper"]) == ("4", "0")
+    assert rows["maavt.lsa"]["paper"] is None and rows["maavt.depth"]["paper"] is None
