@@ -4,6 +4,7 @@ What a run with settings of its own changes in the workspace (params.yaml, dvc.l
 in .dvc/tmp/before until it is put back, be it by the next run because this one was killed.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from maavt.params import check_weights, parse_params
 from maavt.work import atomic
 
 LONGEST = 80  # bytes of an experiment's name, without its hash
-PLAIN = set(" =.,[]_")  # between letters and figures; what else there is tells settings apart
+PLAIN = re.compile(r"\[?\w+(\.\d+)?(,\w+(\.\d+)?)*\]?", re.ASCII)  # values that no other one shares its name with
 
 
 def check_project(project: Path) -> Path:
@@ -91,7 +92,8 @@ def experiment_name(settings: Sequence[str]) -> str:
     told = " ".join(settings)
     name = "-".join("".join(c if c.isalnum() else " " for c in told).split())
     short = name.encode()[:LONGEST].decode(errors="ignore")
-    plain = short == name and all(c.isalnum() or c in PLAIN for c in told)
+    values = [change.rpartition("=")[2] for setting in settings for change in setting.split("+")]
+    plain = short == name and all(map(PLAIN.fullmatch, values))
     return name if plain else f"{short}-{sha256(told.encode()).hexdigest()[:12]}"
 
 

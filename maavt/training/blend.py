@@ -28,10 +28,12 @@ def blend(model: nn.Module, batches: Iterable[Batch], normalise: Normaliser) -> 
     for frames, sound, labels, kept in whole_pairs(batches, normalise, device):
         said.append(form.head.each(both(form.encode(frames, sound))[:, 0])[:, kept])
         truth.append(labels[kept])
-    if not sum(map(len, truth)):
+    if not truth:
         return None
     said, truth = torch.cat(said, 1).cpu(), torch.cat(truth).cpu()  # (P, N, C)
     known = said.isfinite().all(-1).all(0)  # one pair of which a part says no number would leave no weight a number
+    if not known.any():
+        return None
     said, truth = said[:, known], truth[known]
     weights = fitted(said, model.head.bias.detach().cpu(), truth)
     for columns, weight in zip(model.head.columns(), weights, strict=True):

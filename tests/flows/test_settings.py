@@ -107,7 +107,8 @@ def test_an_experiment_is_called_by_its_settings():
 
 
 def test_settings_that_differ_in_a_sign_alone_are_two_experiments():
-    for one, other in (("seed=1", "seed=-1"), ("folder.root=/a/b", "folder.root=a/b"), ("x=1e3", "x=1e-3")):
+    for one, other in (("seed=1", "seed=-1"), ("folder.root=/a/b", "folder.root=a/b"), ("x=1e3", "x=1e-3"),
+                       ("x=.5", "x=5"), ("x=my.clips", "x=my_clips"), ("a=1+x=-1", "a=1+x=1")):
         assert experiment_name([one]) != experiment_name([other])
 
 

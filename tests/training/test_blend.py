@@ -105,6 +105,8 @@ def test_a_pair_of_which_no_number_is_said_has_no_say():
     batch.spectrograms[0] = torch.nan
     weights = blend(model, [batch], NORMALISE)
     assert all(0 < weight < 2 for weight in weights.values())
+    batch.spectrograms[:] = torch.nan
+    assert blend(model, [batch], NORMALISE) is None
 
 
 def test_no_pairs_at_all_weigh_nothing():
