@@ -43,8 +43,8 @@ MODELS = {"maavt": ("maavt", {}), "maavt_paper": ("maavt", {}),  # by the recipe
           "linear": ("linear", {}),
           "lavish": ("lavish", {}), "lavish_deep": ("lavish", {"expansion": 3}),
           "mbt": ("mbt", {})}  # what a row is called -> the model and settings of its own
-WHOLE, SHORT = {"depth": 1, "merge": 0}, {"depth": 0.75, "head_blocks": 3, "merge": 0}
-FASTER = {"maavt_merge16": ("maavt", {**WHOLE, "merge": 16}), "maavt_depth75": ("maavt", SHORT),
+SHORT = {"depth": 0.75, "head_blocks": 3, "merge": 0}
+FASTER = {"maavt_merge16": ("maavt", {"depth": 1, "merge": 16}), "maavt_depth75": ("maavt", SHORT),
           "maavt_depth75_merge16": ("maavt", {**SHORT, "merge": 16})}
 INT8 = "_int8"  # what a row's name ends with whose products of inference are in int8
 AS_PUBLISHED = ("maavt_plain", "matmul_limit")  # other forms of maavt_paper

@@ -414,7 +414,9 @@ def test_a_model_of_the_first_blocks_has_no_others_and_the_whole_one_is_as_the_b
 @pytest.mark.parametrize("share, blocks", [(1, 12), (0.75, 9), (0.5, 6), (0.01, 1)])
 def test_a_share_of_the_blocks_is_kept_and_at_least_one(share, blocks):
     vit = tiny_vit(depth=12)
+    first = list(vit.blocks)[:blocks]
     shorten(vit, share)
+    assert all(kept is block for kept, block in zip(vit.blocks, first, strict=True))
     assert len(vit.blocks) == blocks and isinstance(vit.norm, torch.nn.LayerNorm)
     assert (vit.norm.weight is None) == (blocks < 12)
 
