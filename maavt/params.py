@@ -24,12 +24,11 @@ PER_DATASET = ("image_size", "shard.frame_size", "train.epochs", "train.batch") 
 PAPER = {  # what `recipe: paper` switches off or takes back
     "maavt": {"depth": 1.0, "lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "head_bands": False,
               "standardise": False, "contrastive_trains": "all", "same_class": "negatives", "contrastive_weight": 1.0,
-              "contrastive_from": 0.0, "stream_weight": 0.0, "blend": False, "prompt_init": "random",
+              "stream_weight": 0.0, "blend": False, "prompt_init": "random",
               "prompt_rate": 1.0, "merge": 0},
     "lavish": {"depth": 1.0}, "mbt": {"depth": 1.0},
-    "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "stretch": 0.0, "shift": 0.0,
-                      "gain": 0.0, "noise": 0.0},
-    "train": {"clip": 0.0, "average": 0.0, "balance": 0.0, "modality_dropout": 0.0},
+    "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "stretch": 0.0, "shift": 0.0},
+    "train": {"average": 0.0, "modality_dropout": 0.0},
 }
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 Count = Annotated[int, Field(ge=1)]
@@ -190,15 +189,12 @@ class Shard:
 
 @settings
 class AugmentSound:
-    """What training does to spectrograms: widest masks, stretch and shift as shares of their sides, gain and noise in
-    units of the standardised spectrogram."""
+    """Augmentation of spectrograms: widest masks, largest stretch and shift, as shares of their sides."""
 
     time_mask: Share
     frequency_mask: Share
     stretch: Share
     shift: Share
-    gain: Annotated[float, Field(ge=0, le=10)]
-    noise: Annotated[float, Field(ge=0, le=10)]
 
 
 @settings
@@ -213,9 +209,7 @@ class Train:
     step_epochs: Count
     warmup: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
-    clip: Annotated[float, Field(ge=0)]
     average: Annotated[float, Field(ge=0, lt=1)]
-    balance: Share
     modality_dropout: Share
     shuffle: Count
     checkpointing: bool
@@ -248,10 +242,9 @@ class Maavt:
     standardise: bool
     merge: Annotated[int, Field(ge=0, le=4096)]
     adapter_rate: PartRate
-    same_class: Literal["negatives", "left_out", "positives"]
+    same_class: Literal["negatives", "left_out"]
     contrastive_trains: Literal["all", "projectors"]
     contrastive_weight: Annotated[float, Field(ge=0)]
-    contrastive_from: Annotated[float, Field(ge=0, lt=1)]
     stream_weight: Annotated[float, Field(ge=0)]
     blend: bool
     prompt_rate: PartRate
@@ -296,7 +289,6 @@ class Benchmark:
     batches: Annotated[tuple[Count, ...], Field(min_length=1)]
     rounds: Annotated[int, Field(ge=0)]
     budget_seconds: Annotated[float, Field(gt=0)]
-    compile: bool
 
 
 @settings

@@ -65,10 +65,10 @@ def test_automatic_epochs_make_the_wanted_steps_within_bounds(pairs, epochs):
 
 
 def test_the_papers_recipe_takes_back_what_the_paper_has_not_whatever_the_file_says():
-    best, paper = (parse_params(changed(recipe=recipe, train__clip=1, train__balance=0.5)) for recipe in
+    best, paper = (parse_params(changed(recipe=recipe, train__average=0.5)) for recipe in
                    ("best", "paper"))
-    assert best.maavt.lora_rank and best.maavt.bottleneck and best.train.clip == 1 and best.train.balance == 0.5
-    assert not any((paper.maavt.lora_rank, paper.maavt.bottleneck, paper.train.clip, paper.train.balance))
+    assert best.maavt.lora_rank and best.maavt.bottleneck and best.train.average == 0.5
+    assert not any((paper.maavt.lora_rank, paper.maavt.bottleneck, paper.train.average))
     assert paper.maavt.same_class == "negatives" and paper.train.learning_rate == best.train.learning_rate
 
 

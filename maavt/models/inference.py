@@ -5,9 +5,6 @@ Equal to the form that is trained, but for rounding. B batch, N tokens, D width,
 
 import copy
 import math
-import os
-import shutil
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -203,28 +200,3 @@ def _scaled(linear: nn.Linear, scale: nn.Module, kind: torch.dtype, pack: bool, 
         weight, bias = weight.float() * scale.gamma[:, None].float(), bias.float() * scale.gamma.float()
     weight = weight if more is None else torch.cat([weight.float(), more], 1)
     return Linear(weight, bias, kind, pack)
-
-
-def cpp_compiler() -> str | None:
-    """The C++ compiler that torch.compile would use on a CPU, or None."""
-    return next(filter(None, (shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))), None)
-
-
-def compiled(form: nn.Module) -> Callable:
-    """A form made with `pack=False` as one frozen, compiled graph per batch size; the first call takes a minute. On a
-    GPU it runs as a CUDA graph: what a call returns holds until the next call.
-
-    Raises RuntimeError when there is no C++ compiler on a machine without a GPU.
-    """
-    gpu = next(form.buffers()).device.type != "cpu"
-    if not gpu and not cpp_compiler():
-        raise RuntimeError("torch.compile needs a C++ compiler (g++ or clang++, or the one that CXX names), and there "
-                           "is none on the PATH; do without compiling, or install one")
-    graph = torch.compile(form, dynamic=False, mode="reduce-overhead" if gpu else "default")
-
-    def run(*pairs: Tensor):
-        torch.compiler.cudagraph_mark_step_begin()
-        with torch._inductor.config.patch(freezing=True), torch.no_grad():
-            return graph(*pairs)
-
-    return run

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,13 +102,6 @@ class Loader:
     def steps(self, ranks: int = 1) -> int:
         """Batches that each of `ranks` processes gets of one shuffled pass."""
         return -(-self.share(ranks) // self.batch)
-
-    def class_pairs(self) -> list[int]:
-        """How many pairs each class has, and background behind them where the data set labels it; reads all shards."""
-        found = Counter(label for sample in self.reader.samples(self.shards) for pair in self._pairs(sample, None)
-                        for label in pair.labels)
-        last = [BACKGROUND_LABEL] if self.index["background"] else []
-        return [found[number] for number in [*range(len(self.index["classes"])), *last]]
 
     def shuffled(self, *, seed: int, epoch: int, held: int, rank: int = 0, ranks: int = 1, skip: int = 0
                  ) -> Iterator[Batch]:

@@ -94,8 +94,7 @@ def tell(clips: Iterable[Clip], labels: Labels) -> Iterator[str]:
                "out; what is said of it means nothing")
     sizes = [counts[label]["train"] for label in ranked]
     if sizes and max(sizes) >= UNEVEN * max(min(sizes), 1):
-        yield (f"warning: {max(sizes)} clips to train on of the largest class, {min(sizes)} of the smallest: try "
-               "train.balance: 1, which lets every class count alike, and go by "
+        yield (f"warning: {max(sizes)} clips to train on of the largest class, {min(sizes)} of the smallest: go by "
                f"{'map' if labels.multilabel else 'recall_macro_clips'}, not by accuracy")
 
 

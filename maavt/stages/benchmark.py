@@ -19,7 +19,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from maavt.errors import UserError
 from maavt.measure import plots
 from maavt.measure.memory import peak_in_child, peak_on_gpu
 from maavt.measure.paper import paper_row
@@ -27,7 +26,6 @@ from maavt.measure.reference import BackboneFloor, PlainMAAVT, matmul_limit
 from maavt.models import create_model, model_settings
 from maavt.models.backbone import create_backbone
 from maavt.models.choice import multiplies_int8, use_int8
-from maavt.models.inference import compiled
 from maavt.models.vit import count, fused_attention, plain_attention, prefers_fused, split_heads, train_only
 from maavt.params import Params, load_params
 from maavt.progress import progress
@@ -135,7 +133,7 @@ def measure(backbone: str, params: Params) -> list[dict]:
     device, settings = pick_device(), params.benchmark
     rows = []
     for batch in settings.batches:
-        rounds = device.type == "cpu" and multiplies_int8() and not settings.compile
+        rounds = device.type == "cpu" and multiplies_int8()
         wanted = [(name, mode) for mode, names in RUNS.items() for name in names if rounds or not name.endswith(INT8)]
         peaks = {}
         if device.type == "cpu":  # each in a process of its own, before this one fills with what is timed
@@ -186,8 +184,7 @@ def make_run(name: str, mode: str, backbone: str, batch: int, params: Params, de
     if mode == "inference":
         form = model.eval()
         if hasattr(model, "for_inference"):
-            form = model.for_inference(kind, pack=not params.benchmark.compile)
-            form = _compiled(form) if params.benchmark.compile else form
+            form = model.for_inference(kind)
         del model
         step = torch.inference_mode()(partial(form, frames, sound))
         held = torch.cuda.memory_allocated(device) - before if device.type == "cuda" else 0
@@ -248,13 +245,6 @@ def describe(device: torch.device) -> str:
     return f"{machine.cpu()}, {torch.get_num_threads()} threads"
 
 
-def _compiled(form: nn.Module) -> Callable:
-    try:
-        return compiled(form)
-    except RuntimeError as error:
-        raise UserError(f"benchmark.compile: {error}") from None
-
-
 def _time(step: Callable[[], object], device: torch.device) -> float:
     finish = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     finish()
@@ -270,7 +260,7 @@ def _alone(name: str, mode: str, backbone: str, batch: int, params: Params) -> N
 
 
 def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: Params, device: torch.device) -> dict:
-    rates, compiles = [run.batch / seconds for seconds in run.seconds], params.benchmark.compile
+    rates = [run.batch / seconds for seconds in run.seconds]
     told = {name: float(paper_row("9", published(name, params), backbone).get("samples_per_second") or "nan")
             for name in (run.model, "lavish")}
 
@@ -286,7 +276,6 @@ def _row(run: Run, runs: list[Run], backbone: str, peak: float | None, params: P
         "device": describe(device),
         "dtype": "int8" if run.model.endswith(INT8) else _dtype(device),
         "mode": run.mode,
-        "compiled": "yes" if compiles and run.mode == "inference" and run.model in MODELS | FASTER else "no",
         "image_size": params.benchmark.image_size,
         "batch": run.batch,
         "rounds": len(run.seconds),

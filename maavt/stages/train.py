@@ -32,7 +32,7 @@ from maavt.training.augment import augment_sound, drop_modality
 from maavt.training.average import Average
 from maavt.training.blend import blend
 from maavt.training.checkpoint import Checkpoint, NotFinite
-from maavt.training.losses import class_weights, losses, mine_background, whole_batch
+from maavt.training.losses import losses, mine_background, whole_batch
 from maavt.training.precision import mean_average_precision
 from maavt.training.processes import ALONE, Team, launch, preemptible
 from maavt.training.retrieval import retrieval
@@ -127,9 +127,9 @@ class Training:
         self.epochs = params.epochs(self.steps)
         over = train.average * self.steps * self.epochs  # as many steps as the average looks back over
         self.average = Average(self.model, 1 - 1 / over if over > 1 else 0.0)
+        self.loss_settings = {name: getattr(own, name) for name in ("same_class", "contrastive_weight", "stream_weight")
+                              if hasattr(own, name)}
         self.scheduler = _schedule(self.optimizer, train, self.epochs, self.steps)
-        self.weights = class_weights(loaders["train"].class_pairs(), train.balance).to(self.device) \
-            if train.balance else None
         self.epoch, self.best, self.history = 0, {"map" if self.multilabel else "accuracy": -1.0}, []
         self.blended: dict[str, float] | None = None  # how much the streams count in the head
         self.took: list[float] = []  # seconds of each epoch, its validation included
@@ -224,7 +224,6 @@ class Training:
                                                         rank=team.rank, ranks=team.ranks, skip=begun))
         label = f"{self.name} epoch {self.epoch}/{self.epochs}"
         total = self.loaders["train"].share(team.ranks) * team.ranks
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         with progress(label=label, unit="pair", total=total, silent=not team.first) as bar:
             bar.update(pairs)
             for step, batch in enumerate(batches, begun + 1):
@@ -238,11 +237,9 @@ class Training:
                     sound, labels, alone = mine_background(sound, labels, self.mining, generator, whole)
                     lone += alone
                 output, labels, whole = whole_batch(self.parallel(frames, sound), labels, team.gather, whole)
-                parts = losses(output, labels, whole=whole, class_weights=self.weights, **self._contrastive(step))
+                parts = losses(output, labels, whole=whole, **self.loss_settings)
                 self.optimizer.zero_grad(set_to_none=True)
                 parts.total.backward()
-                if train.clip:
-                    torch.nn.utils.clip_grad_norm_(trained, train.clip)
                 self.optimizer.step()
                 self.scheduler.step()
                 self.average.update()
@@ -263,14 +260,6 @@ class Training:
         names = ("loss", "class_loss", "background_loss", "contrastive_loss", "contrastive_chance", "accuracy")
         return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)} | {
             "train/learning_rate": max(self.scheduler.get_last_lr())}
-
-    def _contrastive(self, step: int) -> dict:
-        """How this step of the epoch takes the contrastive loss of a model that has one."""
-        if not hasattr(self.own, "contrastive"):
-            return {}
-        begun = (self.epoch - 1) * self.steps + step > self.own.contrastive_from * self.epochs * self.steps
-        return {"same_class": self.own.same_class, "contrastive_weight": self.own.contrastive_weight if begun else 0.0,
-                "stream_weight": self.own.stream_weight}
 
     def _validate(self) -> tuple[float, ...]:
         """The strict accuracy over the validation pairs of all processes, and what always saying the most frequent

@@ -26,10 +26,6 @@ def augment_sound(sound: Tensor, settings: AugmentSound) -> Tensor:
         offsets = torch.randint(-most, most + 1, (pairs, 1), device=sound.device)
         places = (torch.arange(times, device=sound.device) - offsets) % times  # (B, S); what leaves comes in again
         sound = sound.gather(1, places[:, :, None].expand_as(sound))
-    if settings.gain:
-        sound = sound + settings.gain * torch.randn(pairs, 1, 1, device=sound.device)
-    if settings.noise:
-        sound = sound + settings.noise * torch.rand(pairs, 1, 1, device=sound.device) * torch.randn_like(sound)
     masks = ((TimeMasking, settings.time_mask * times), (FrequencyMasking, settings.frequency_mask * bins))
     upright = sound.mT[:, None]  # (B, 1, frequency, time), as torchaudio has it
     for mask, width in masks:

@@ -97,9 +97,8 @@ class Checkpoint:
         told = f"the loss of {run.name} is no longer finite in epoch {run.epoch}"
         train = run.params.train
         if self.halved:
-            clip = f"train.clip (it is {train.clip})" if train.clip else "set train.clip to 1"
-            raise UserError(f"{told}, at half the rate too; lower train.learning_rate (it is {train.learning_rate}) or "
-                            f"{clip}, or raise train.warmup (it is {train.warmup})")
+            raise UserError(f"{told}, at half the rate too; lower train.learning_rate (it is {train.learning_rate}) "
+                            f"or raise train.warmup (it is {train.warmup})")
         self._load(self.team.of_first(self._read) or self.start)
         self.halved = True
         for group in run.optimizer.param_groups:

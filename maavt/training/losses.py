@@ -34,19 +34,18 @@ class Losses:
                 + self.stream_weight * self.streams)
 
 
-def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, class_weights: Tensor | None = None,
-           same_class: str = "negatives", contrastive_weight: float = 1.0, stream_weight: float = 0.0) -> Losses:
+def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, same_class: str = "negatives",
+           contrastive_weight: float = 1.0, stream_weight: float = 0.0) -> Losses:
     """The loss of a batch. `labels` (B,): the class, or -1 for background; or of pairs with several labels (B, C), 1 or
     0: then the class loss is a binary cross-entropy, summed over the classes as in a softmax. `whole` (B,): which pairs
     have both picture and sound; the others have no part in the contrastive loss, nor in that of each stream alone.
-    `class_weights` are (C,), or (C + 1,) where background is one more class.
 
     Where background is one more class of the softmax, the class loss is the cross-entropy over all pairs. Else class
     and contrastive losses are means over the foreground pairs alone; in a batch without any they are 0.
     Nothing here waits for the device.
     """
     if output.one_softmax:
-        return _one_softmax(output, labels, class_weights)
+        return _one_softmax(output, labels)
     foreground = foreground_of(labels)
     zero = output.logits.new_zeros(())
     background = zero
@@ -57,12 +56,10 @@ def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, class
         aligned = labels.masked_fill(~whole, -1) if labels.dim() == 1 else labels * whole[:, None]
     compared = [contrastive(visual, audio, aligned, same_class) for visual, audio in output.projections or ()]
     counted = torch.ones_like(labels[:, 0], dtype=torch.bool) if labels.dim() > 1 else foreground
-    if labels.dim() == 1 and class_weights is not None:
-        counted = foreground * class_weights[labels.clamp(min=0)]
 
     def classes(logits: Tensor, counted: Tensor) -> Tensor:
         if labels.dim() > 1:
-            each = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=class_weights, reduction="none").sum(1)
+            each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1)
         else:
             each = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
         return _mean(each, counted)
@@ -77,14 +74,6 @@ def losses(output: Output, labels: Tensor, *, whole: Tensor | None = None, class
         contrastive_weight=contrastive_weight,
         stream_weight=stream_weight,
     )
-
-
-def class_weights(pairs: Sequence[int], balance: float) -> Tensor:
-    """How much a pair of each class counts, from how many there are: alike at 0, all classes alike at 1; the mean over
-    the pairs is 1."""
-    pairs = torch.tensor(pairs, dtype=torch.float).clamp(min=1)
-    weights = pairs**-balance
-    return weights * pairs.sum() / (weights * pairs).sum()
 
 
 def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tensor]], list[Tensor]],
@@ -107,31 +96,24 @@ def whole_batch(output: Output, labels: Tensor, gather: Callable[[Sequence[Tenso
             whole)
 
 
-def _one_softmax(output: Output, labels: Tensor, weights: Tensor | None) -> Losses:
+def _one_softmax(output: Output, labels: Tensor) -> Losses:
     logits = torch.cat([output.logits, output.background[:, None]], 1)  # (B, C + 1)
     zero = logits.new_zeros(())
     labels = labels.masked_fill(labels < 0, logits.shape[1] - 1)
-    return Losses(classes=F.cross_entropy(logits, labels, weights), background=zero, contrastive=zero, chance=zero,
+    return Losses(classes=F.cross_entropy(logits, labels), background=zero, contrastive=zero, chance=zero,
                   streams=zero)
 
 
 def contrastive(visual: Tensor, audio: Tensor, labels: Tensor, same_class: str = "negatives") -> Tensor:
     """Symmetric InfoNCE at temperature 0.07 between two sets of unit vectors (B, P), over foreground pairs alone.
 
-    Other pairs of a pair's class, or that have one of its several labels, are `negatives` (the paper), `left_out`, or
-    `positives` as well (Khosla et al., NeurIPS 2020: the mean over all of them).
+    Other pairs of a pair's class, or that have one of its several labels, are `negatives` (the paper) or `left_out`.
     """
     foreground = foreground_of(labels)
     similarity = visual @ audio.T / TEMPERATURE  # (B, B)
     similarity = similarity.masked_fill(~_candidates(labels, same_class), float("-inf"))
     similarity = similarity.masked_fill(torch.diag(~foreground), 0.0)  # a row of background alone: finite, not counted
-    rows, columns = similarity.log_softmax(1), similarity.log_softmax(0)
-    if same_class == "positives":
-        alike = _alike(labels) & foreground  # as many in a row as in its column
-        rows, columns = (torch.where(alike, part, 0).sum(side) / alike.sum(1).clamp(min=1)
-                         for side, part in ((1, rows), (0, columns)))
-    else:
-        rows, columns = rows.diagonal(), columns.diagonal()
+    rows, columns = (similarity.log_softmax(side).diagonal() for side in (1, 0))
     return -(_mean(rows, foreground) + _mean(columns, foreground)) / 2
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from maavt.models import MODELS, choice, create_model
-from maavt.models.inference import Linear, compiled
+from maavt.models.inference import Linear
 from maavt.models.vit import attend, fused_attention, plain_attention
 from tests.models.reference import CLASSES, layer_scale_vit, load_vit, random_pairs, read_golden, tiny_vit
 
@@ -124,9 +124,3 @@ def test_both_attention_kernels_say_the_same():
     torch.testing.assert_close(fused_attention(q, k, v), plain_attention(q, k, v))
     forwards = attend(q, k, v)
     torch.testing.assert_close(attend(q.requires_grad_(), k, v), forwards)
-
-
-def test_compiling_without_a_compiler_is_refused_with_what_is_missing(monkeypatch):
-    monkeypatch.setattr("maavt.models.inference.cpp_compiler", lambda: None)
-    with pytest.raises(RuntimeError, match=r"torch.compile needs a C\+\+ compiler"):
-        compiled(make("maavt", {"background": True}).for_inference(pack=False))

@@ -224,11 +224,6 @@ def test_every_process_gets_the_same_number_of_steps_and_pairs_of_its_own(made, 
     assert len(set(found)) == 100 and len(found) < 100 + ranks  # where they do not divide, a few come twice
 
 
-def test_the_pairs_of_each_class_are_counted_with_background_last(made):
-    labels = torch.cat([batch.labels for batch in loader(made).in_order()])
-    assert loader(made).class_pairs() == [(labels == number).sum() for number in (0, 1, 2, 3, -1)]
-
-
 def test_a_process_opens_only_the_shards_of_its_own_pairs(made, server):
     remote = Loader(server.url, "train", batch=8, image_size=32)
     server.asked.clear()

@@ -118,7 +118,7 @@ def test_every_file_of_a_folder_of_300_is_a_clip_or_in_the_list_and_the_counts_a
     out = capsys.readouterr().out
     assert "17 files are not taken: 4 the system's, 3 a link" in out
     assert "warning: no clip in val of rare" in out and "fewer than 3 clips of rare" in out
-    assert "60 of the" not in out and "train.balance" in out
+    assert "60 of the" not in out and "recall_macro_clips" in out
 
     shard.main([])
     index = json.loads((place / "data/shards/folder/index.json").read_text())
@@ -406,7 +406,7 @@ def test_uneven_classes_are_told_with_what_to_do():
     assert any("'Dog' and 'dog' differ in case or spaces alone" in line for line in warned)
     warned = [line for line in tell(alike[:1], Labels(classes=("Dog",), background=False)) if "warning" in line]
     assert any("'Dog' is the only class" in line for line in warned)
-    assert "50 clips to train on of the largest class, 4 of the smallest: try train.balance: 1" in lines[3]
+    assert "50 clips to train on of the largest class, 4 of the smallest: go by recall_macro_clips" in lines[3]
 
 
 @pytest.mark.long

@@ -3,7 +3,6 @@ import csv
 import pytest
 import torch
 
-from maavt.errors import UserError
 from maavt.measure.memory import peak_in_child
 from maavt.measure.reference import BackboneFloor, PlainMAAVT
 from maavt.models.backbone import create_backbone
@@ -157,12 +156,6 @@ def test_peak_memory_is_that_of_the_work_alone():
     ballast = bytearray(500 << 20)  # what this process holds is not counted
     assert peak_in_child(hold, 200) == pytest.approx(200, abs=30)
     del ballast
-
-
-def test_compiling_without_a_compiler_is_told_in_one_line(monkeypatch):
-    monkeypatch.setattr("maavt.models.inference.cpp_compiler", lambda: None)
-    with pytest.raises(UserError, match=r"benchmark.compile: torch.compile needs a C\+\+ compiler"):
-        make_run("maavt", "inference", TINY, 2, params(compile=True), CPU)
 
 
 def test_the_stage_writes_its_tables_and_pictures(tmp_path, monkeypatch):

@@ -189,24 +189,6 @@ def test_an_average_is_the_exponential_one_after_its_beginning():
     assert model.weight.item() == 29
 
 
-def test_the_gradient_of_a_step_is_clipped(made, tmp_path, monkeypatch):
-    norms = []
-    run = training(made, tmp_path, monkeypatch, train={"clip": 0.01})
-    monkeypatch.setattr(run.optimizer, "step", lambda: norms.append(torch.stack(
-        [p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm().item()))
-    run.epoch = 1
-    run._train_epoch()
-    assert len(norms) == run.steps and norms == pytest.approx([0.01] * run.steps, rel=0.01)
-
-
-def test_the_contrastive_loss_begins_after_its_share_of_the_training(made, tmp_path, monkeypatch):
-    run = training(made, tmp_path, monkeypatch, maavt={"contrastive_from": 0.5, "contrastive_weight": 2})
-    weights = []
-    for run.epoch in (1, 2):
-        weights += [run._contrastive(step)["contrastive_weight"] for step in range(1, run.steps + 1)]
-    assert weights == [0] * run.steps + [2] * run.steps
-
-
 @pytest.mark.parametrize("trains, alike", [("projectors", True), ("all", False)])
 def test_what_tells_the_class_learns_the_same_with_a_contrastive_loss_that_trains_its_projectors_alone(
         made, tmp_path, monkeypatch, trains, alike):

@@ -6,7 +6,7 @@ import torch
 from maavt.params import AugmentSound
 from maavt.training.augment import augment_sound, drop_modality
 
-NOTHING = AugmentSound(time_mask=0, frequency_mask=0, stretch=0, shift=0, gain=0, noise=0)
+NOTHING = AugmentSound(time_mask=0, frequency_mask=0, stretch=0, shift=0)
 
 
 def changed(sound: torch.Tensor, seed: int = 0, **settings) -> torch.Tensor:
@@ -17,7 +17,7 @@ def changed(sound: torch.Tensor, seed: int = 0, **settings) -> torch.Tensor:
 SOUND = torch.randn(8, 20, 20, generator=torch.Generator().manual_seed(0)) + 10
 
 
-@pytest.mark.parametrize("name", ["time_mask", "frequency_mask", "stretch", "shift", "gain", "noise"])
+@pytest.mark.parametrize("name", ["time_mask", "frequency_mask", "stretch", "shift"])
 def test_every_pair_is_changed_in_its_own_way_which_the_seed_fixes(name):
     alike = SOUND[:1].expand(8, -1, -1)
     found, again, other = (changed(alike, seed, **{name: 0.5}) for seed in (0, 0, 1))
@@ -58,12 +58,6 @@ def test_stretching_scales_time_and_frequencies_each_on_its_own_and_within_the_b
         assert 0.8 <= scale.min() < 0.85 and 1.15 < scale.max() <= 1.2
     assert torch.corrcoef(torch.stack([pace, pitch]))[0, 1].abs() < 0.4
     assert times.min() >= 0 and bins.max() <= 19
-
-
-def test_gain_adds_the_same_to_a_whole_spectrogram_and_noise_does_not():
-    louder, noisier = changed(SOUND, gain=0.5) - SOUND, changed(SOUND, noise=0.5) - SOUND
-    assert louder.flatten(1).std(1).max() < 1e-4 and noisier.flatten(1).std(1).max() < 0.6
-    assert 0.1 < louder.mean((1, 2)).std() < 1.5 and noisier.mean((1, 2)).abs().max() < 0.2
 
 
 def test_the_asked_share_of_pairs_that_have_both_loses_one_of_them_at_random_as_the_generator_says():

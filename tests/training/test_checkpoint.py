@@ -25,7 +25,7 @@ from tests.conftest import tiny_settings
 KILLS = int(os.environ.get("MAAVT_TEST_KILLS", "10"))
 EVERY_STEP = "0.0000001"  # minutes
 CHANGES = {"train": {"epochs": 3, "average": 0.9},
-           "augment_sound": {"time_mask": 0.2, "frequency_mask": 0.2, "noise": 0.1}}  # every random state counts
+           "augment_sound": {"time_mask": 0.2, "frequency_mask": 0.2, "stretch": 0.1}}  # every random state counts
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +182,7 @@ def test_a_loss_that_is_no_number_at_half_the_rate_either_says_what_to_try_and_k
     found = training(made, tmp_path)
     spoil(monkeypatch, found.steps + 2, 2 * found.steps + 2)
     with pytest.raises(UserError, match=r"loss of maavt is no longer finite in epoch 2, at half the rate too; lower "
-                                        r"train.learning_rate \(it is 0.003\) or set train.clip"):
+                                        r"train.learning_rate \(it is 0.003\) or raise train.warmup"):
         found.run()
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert kept["epoch"] == 1 and all(torch.isfinite(tensor).all() for tensor in kept["weights"].values())

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from maavt.models.output import Output
 from maavt.training.losses import (
     TEMPERATURE,
-    class_weights,
     contrastive,
     contrastive_chance,
     losses,
@@ -26,8 +25,7 @@ def info_nce(visual: list[list[float]], audio: list[list[float]], labels: list[i
         for i in kept:
             scores = {j: math.exp(sum(a * b for a, b in zip(queries[i], keys[j], strict=True)) / TEMPERATURE)
                       for j in kept if j == i or same != "left_out" or labels[j] != labels[i]}
-            own = [j for j in kept if j == i or same == "positives" and labels[j] == labels[i]]
-            total -= sum(math.log(scores[j] / sum(scores.values())) for j in own) / len(own)
+            total -= math.log(scores[i] / sum(scores.values()))
         return total / len(kept)
 
     return (one_way(visual, audio) + one_way(audio, visual)) / 2 if kept else 0.0
@@ -41,7 +39,7 @@ def unit(rows: int, seed: int) -> torch.Tensor:
 labels_of_a_batch = st.lists(st.integers(-1, 4), min_size=1, max_size=12)
 
 
-ways = st.sampled_from(["negatives", "left_out", "positives"])
+ways = st.sampled_from(["negatives", "left_out"])
 
 
 @given(labels=labels_of_a_batch, seed=st.integers(0, 1000), same=ways)
@@ -60,28 +58,6 @@ def test_chance_is_the_contrastive_loss_of_projections_that_are_all_alike(labels
     alike, labels = unit(1, 0).expand(len(labels), -1), torch.tensor(labels)
     assert contrastive(alike, alike, labels, same).item() == pytest.approx(
         contrastive_chance(labels, same).item(), abs=1e-6)
-
-
-def test_balanced_classes_weigh_as_much_as_one_another_and_a_pair_one_on_average():
-    pairs = [90, 9, 1]
-    even, whole, half = (class_weights(pairs, balance) for balance in (0, 1, 0.5))
-    assert even.tolist() == [1, 1, 1]
-    assert (whole * torch.tensor(pairs)).tolist() == pytest.approx([100 / 3] * 3)
-    assert half[2] / half[0] == pytest.approx(90**0.5)
-
-
-@pytest.mark.parametrize("one_softmax", [False, True])
-def test_class_weights_weigh_the_class_loss(one_softmax):
-    torch.manual_seed(0)
-    output = Output(torch.randn(6, 3), torch.randn(6), one_softmax=one_softmax)
-    labels, weights = torch.tensor([0, 0, 0, 2, -1, 1]), torch.tensor([1.0, 2, 3, 5][: 3 + one_softmax])
-    found, plain = (losses(output, labels, class_weights=given).classes for given in (weights, weights * 0 + 1))
-    assert found != plain and plain == pytest.approx(losses(output, labels).classes.item())
-    logits = torch.cat([output.logits, output.background[:, None]], 1) if one_softmax else output.logits
-    each = [weights[label] * -logits[row].log_softmax(-1)[label] for row, label in enumerate(labels.tolist())
-            if one_softmax or label >= 0]
-    total = sum(weights[label] for label in labels.tolist() if one_softmax or label >= 0)
-    assert found.item() == pytest.approx((sum(each) / total).item(), rel=1e-5)
 
 
 def test_the_contrastive_loss_counts_with_its_weight():
@@ -202,12 +178,9 @@ def test_the_class_loss_of_pairs_with_several_labels_is_a_yes_or_no_of_each_clas
     parts = losses(Output(logits, multilabel=True), SEVERAL)
     torch.testing.assert_close(parts.classes, torch.where(SEVERAL > 0, yes, no).sum(1).mean())
     assert parts.background == parts.contrastive == 0
-    weighted = losses(Output(logits), SEVERAL, class_weights=torch.tensor([1.0, 2, 3]))
-    expected = torch.where(SEVERAL > 0, yes * torch.tensor([1, 2, 3]), no).sum(1).mean()
-    torch.testing.assert_close(weighted.classes, expected)
 
 
-@pytest.mark.parametrize("same", ["negatives", "left_out", "positives"])
+@pytest.mark.parametrize("same", ["negatives", "left_out"])
 def test_pairs_with_a_label_in_common_are_of_the_same_class_to_the_contrastive_loss(same):
     visual, audio = unit(4, 1), unit(4, 2)
     alike = [[0, 2, 3], [1, 3], [0, 2], [0, 1, 3]]  # those that share a label with each
@@ -216,8 +189,7 @@ def test_pairs_with_a_label_in_common_are_of_the_same_class_to_the_contrastive_l
         for i in range(4):
             scores = (queries[i] @ keys.T / TEMPERATURE).exp()
             among = [j for j in range(4) if same != "left_out" or j == i or j not in alike[i]]
-            own = alike[i] if same == "positives" else [i]
-            total -= sum((scores[j] / scores[among].sum()).log().item() for j in own) / len(own) / 8
+            total -= (scores[i] / scores[among].sum()).log().item() / 8
     assert contrastive(visual, audio, SEVERAL.double(), same).item() == pytest.approx(total)
 
 
