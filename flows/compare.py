@@ -20,7 +20,7 @@ import numpy as np
 from prefect import flow
 from ruamel.yaml import YAML
 
-from flows import PROJECT
+from flows import PROJECT, served_project, take
 from flows.ablate import at_work, experiment, spread
 from flows.server import use_server
 from flows.settings import changed_text, check_free, check_project, experiment_name
@@ -45,13 +45,12 @@ NUMBERS = ("val_accuracy", "accuracy", "accuracy_audio_only", "accuracy_visual_o
 
 
 @flow(persist_result=False)
-def compare(models: list[str], seeds: list[int], rates: list[float], settings: list[str], project: Path = PROJECT
-            ) -> list[dict]:
+def compare(models: list[str], seeds: list[int], rates: list[float], settings: list[str]) -> list[dict]:
     """Train and evaluate every model; returns the rows of comparison.csv, which grows with each experiment.
 
     Experiments stay in the repository (`dvc exp show`) and in DVC's cache: a comparison that was stopped goes on.
     """
-    project = check_project(project)
+    project = check_project(served_project())
     runs: dict[str, list[dict]] = defaultdict(list)
     failed = []
     with at_work(project, settings) as (lock, logs):
@@ -170,8 +169,9 @@ def main() -> None:
     if not all(rate > 0 for rate in options.rates):
         raise UsageError(f"--rates {options.rates}: expected numbers above 0")
     use_server()
+    take({"project": project})
     for row in compare(*(list(dict.fromkeys(given)) for given in (options.models, options.seeds, options.rates)),
-                       options.settings, project):
+                       options.settings):
         spread = f" ± {row['accuracy_std']:.3f}" if row["seeds"] > 1 else ""
         lead = (f"; {options.models[0]} leads by {row['lead']:+.3f} ({row['lead_low']:+.3f} to "
                 f"{row['lead_high']:+.3f}, p {row['p']})") if "lead" in row else ""
