@@ -74,7 +74,7 @@ def speed(project: Path, model: str) -> dict[str, float]:
     """How long an epoch of the model that is here took when it was trained, which may be long ago, where that is known.
     """
     try:
-        seconds = json.loads((project / "data" / "models" / model / "config.json").read_text())["seconds_per_epoch"]
+        seconds = json.loads((project / "data" / "timing" / f"{model}.json").read_text())["seconds_per_epoch"]
     except (OSError, KeyError):
         return {}
     return {} if seconds is None else {"seconds_per_epoch": seconds}

@@ -25,7 +25,7 @@ import yaml
 
 from tests.conftest import GIT, clone, free_port
 
-TIMINGS = ("data/benchmark/", "data/report/")  # outputs that are never twice the same
+TIMINGS = ("data/benchmark/", "data/report/", "data/timing/")  # outputs that are never twice the same
 LIMIT = 1800  # seconds for one run
 ENV = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "DVC", "MAAVT"))} | GIT
 

@@ -6,6 +6,7 @@ share of every batch.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -37,7 +38,7 @@ from maavt.training.precision import mean_average_precision
 from maavt.training.processes import ALONE, Team, launch, preemptible
 from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
-from maavt.work import project_root, publish, workspace
+from maavt.work import atomic, machine, project_root, publish, workspace
 
 FIRST, LOOKS = 128, 10  # pairs that a model may look at before training, drawn from at most so many times as many
 
@@ -78,6 +79,8 @@ def fit(team: Team, name: str, params: Params) -> dict:
         if team.first:
             save_adapter(folder / "model", training.best["weights"], training.config())
             publish(folder / "model", data / "models" / name)
+            with atomic(data / "timing" / f"{name}.json") as path:
+                path.write_text(json.dumps(training.timing(), indent=1) + "\n")
         return {key: training.best.get(key) for key in ("epoch", "accuracy", "map")}
 
 
@@ -132,7 +135,7 @@ class Training:
         self.scheduler = _schedule(self.optimizer, train, self.epochs, self.steps)
         self.epoch, self.best, self.history = 0, {"map" if self.multilabel else "accuracy": -1.0}, []
         self.blended: dict[str, float] | None = None  # how much the streams count in the head
-        self.took: list[float] = []  # seconds of each epoch, its validation included
+        self.took: list[float] = []  # seconds of each epoch that ran without a break, validation included
         self.found: dict[str, dict | None] = {}  # how well sounds find their pictures, before and after training
 
     def _first_pairs(self) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
@@ -161,7 +164,7 @@ class Training:
                 _log(live, scores)
             while self.epoch < self.epochs:
                 self.epoch += 1
-                begin = time.monotonic()
+                begin, resumed = time.monotonic(), self.kept.going_on is not None
                 try:
                     scores = self._train_epoch()
                 except NotFinite:
@@ -172,7 +175,8 @@ class Training:
                     scores |= {"val/map": precision[0]} if precision else {}
                     if self.team.first:
                         self._choose(scores["val/accuracy"], *precision)
-                self.took.append(time.monotonic() - begin)
+                if not resumed:
+                    self.took.append(time.monotonic() - begin)
                 if self.team.first:
                     self.history.append(scores)
                     self.kept.save()
@@ -310,6 +314,12 @@ class Training:
                   f"more epochs than {self.epochs} (train.epochs), or listen to some clips: may the label be heard or "
                   "seen in them?")
 
+    def timing(self) -> dict:
+        """How long this training took: a file of its own, which no stage depends on, so that the same seed makes the
+        same outputs."""
+        return {"seconds_per_epoch": round(statistics.median(self.took), 2) if self.took else None,
+                "epochs_measured": len(self.took), "machine": machine()}
+
     def config(self) -> dict:
         """config.json: all that is needed to load the model and to know where it comes from."""
         kept = train_only(self.model, self.model.trained())
@@ -338,7 +348,6 @@ class Training:
             **self._reached(),
             "retrieval": self.found if self.found["after"] else None,
             "blend": self.blended,
-            "seconds_per_epoch": round(statistics.median(self.took), 2) if self.took else None,
         }
 
 

@@ -21,9 +21,9 @@ if settings["tokens"] > 100:
 folder = pathlib.Path("data/eval/maavt")
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "metrics.json").write_text(json.dumps({"accuracy": settings["tokens"] / 10 + settings["seed"] / 100}))
-model = pathlib.Path("data/models/maavt")
-model.mkdir(parents=True, exist_ok=True)
-(model / "config.json").write_text(json.dumps({"seconds_per_epoch": settings["tokens"]}))
+timing = pathlib.Path("data/timing")
+timing.mkdir(parents=True, exist_ok=True)
+(timing / "maavt.json").write_text(json.dumps({"seconds_per_epoch": settings["tokens"]}))
 """
 GRAPH = """
 stages:
@@ -31,7 +31,7 @@ stages:
     cmd: python stage.py
     params: [tokens, seed]
     metrics: [data/eval/maavt/metrics.json]
-    outs: [data/models/maavt]
+    outs: [data/timing/maavt.json]
 """
 
 

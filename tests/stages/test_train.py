@@ -25,7 +25,7 @@ from maavt.training.adapter import load_adapter
 from maavt.training.average import Average
 from maavt.training.runtime import accuracy, pick_device, place, predict
 from maavt.work import sha256
-from tests.conftest import tiny_settings
+from tests.conftest import ROOT, tiny_settings
 
 
 def config(project) -> dict:
@@ -217,10 +217,17 @@ def test_a_run_that_learns_does_not_complain(made, tmp_path, monkeypatch, capsys
     assert "luck" not in capsys.readouterr().out
 
 
-def test_the_same_seed_trains_the_same_model(project):
-    before = sha256(project / "data/models/maavt/adapter.safetensors")
+def test_the_same_seed_makes_the_same_outputs_to_the_byte_but_for_the_timing_that_no_stage_reads(project):
+    def outputs() -> dict[str, str]:
+        return {str(path): sha256(path) for part in ("models", "curves")
+                for path in sorted((project / "data" / part / "maavt").rglob("*")) if path.is_file()}
+
+    before = outputs()
     train.main([])
-    assert sha256(project / "data/models/maavt/adapter.safetensors") == before
+    assert outputs() == before
+    assert json.loads((project / "data/timing/maavt.json").read_text())["seconds_per_epoch"] > 0
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    assert not [dep for stage in stages for dep in stage["deps"] if "timing" in dep]
 
 
 @pytest.mark.long
