@@ -21,14 +21,16 @@ from maavt.work import project_root
 
 FEWEST, MOST = 3, 100  # epochs that `auto` makes
 PER_DATASET = ("image_size", "shard.frame_size", "train.epochs", "train.batch")  # one for all, or for each data set
-PAPER = {  # what `recipe: paper` switches off or takes back
-    "maavt": {"depth": 1.0, "lora_rank": 0, "bottleneck": 0, "head_blocks": 1, "head_bands": False,
-              "standardise": False, "contrastive_trains": "all", "same_class": "negatives", "contrastive_weight": 1.0,
-              "stream_weight": 0.0, "blend": False, "prompt_init": "random",
-              "prompt_rate": 1.0, "merge": 0},
-    "lavish": {"depth": 1.0}, "mbt": {"depth": 1.0},
-    "augment_sound": {"time_mask": 0.0, "frequency_mask": 0.0, "stretch": 0.0, "shift": 0.0},
-    "train": {"average": 0.0, "modality_dropout": 0.0},
+PAPER = {  # what `recipe: paper` resets, and the default that it resets; any other value is an error
+    "maavt": {"depth": (1.0, 1.0), "lora_rank": (0, 4), "bottleneck": (0, 32), "head_blocks": (1, 4),
+              "head_bands": (False, True), "standardise": (False, True), "contrastive_trains": ("all", "projectors"),
+              "same_class": ("negatives", "left_out"), "contrastive_weight": (1.0, 1.0), "stream_weight": (0.0, 1.0),
+              "blend": (False, True), "prompt_init": ("random", "patches"), "prompt_rate": (1.0, 0.1),
+              "merge": (0, 0)},
+    "lavish": {"depth": (1.0, 1.0)}, "mbt": {"depth": (1.0, 1.0)},
+    "augment_sound": {"time_mask": (0.0, 0.1), "frequency_mask": (0.0, 0.15), "stretch": (0.0, 0.1),
+                      "shift": (0.0, 0.1)},
+    "train": {"average": (0.0, 0.1), "modality_dropout": (0.0, 0.0)},
 }
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 Count = Annotated[int, Field(ge=1)]
@@ -364,6 +366,11 @@ class Params:
             mistakes.append(f"shard.spectrogram: no recipe for the data set {self.dataset!r}; expected one")
         if self.dataset not in self.augment:
             mistakes.append(f"augment: nothing for the data set {self.dataset!r}; expected crop or resized_crop")
+        if self.recipe == "paper":
+            mistakes += [f"{block}.{name}: {value!r}, but recipe: paper resets it to {paper!r}; expected recipe: best, "
+                         f"or the default, {default!r}"
+                         for block, resets in PAPER.items() for name, (paper, default) in resets.items()
+                         if (value := getattr(getattr(self, block), name)) not in (paper, default)]
         if len(set(self.models)) < len(self.models):
             mistakes.append(f"models: {list(self.models)} names one twice; expected each once")
         if self.weights == "packaged" and self.backbone != "vit_small_patch14_dinov2":
@@ -387,8 +394,7 @@ class Params:
         return value[self.dataset] if isinstance(value, dict) else value
 
     def resolved(self) -> "Params":
-        """These settings with what holds for the data set, and with the recipe applied: `paper` has what PAPER says,
-        whatever the file does."""
+        """These settings with what holds for the data set; `recipe: paper` resets what PAPER names."""
         paper = self.recipe == "paper"
         made = replace(self, image_size=self._own("image_size"),
                        shard=replace(self.shard, frame_size=self._own("shard.frame_size")),
@@ -397,7 +403,9 @@ class Params:
             made = replace(made, maavt=replace(made.maavt, mining=0.2 if paper else 0.0))
         if not paper:
             return made
-        return replace(made, **{name: replace(getattr(made, name), **off) for name, off in PAPER.items()})
+        return replace(made, **{block: replace(getattr(made, block), **{name: paper for name, (paper, _) in
+                                                                        resets.items()})
+                                for block, resets in PAPER.items()})
 
 
 def load_params(path: Path | None = None) -> Params:

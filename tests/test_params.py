@@ -64,12 +64,24 @@ def test_automatic_epochs_make_the_wanted_steps_within_bounds(pairs, epochs):
     assert params.epochs(steps=-(-pairs // 32)) == epochs
 
 
-def test_the_papers_recipe_takes_back_what_the_paper_has_not_whatever_the_file_says():
-    best, paper = (parse_params(changed(recipe=recipe, train__average=0.5)) for recipe in
-                   ("best", "paper"))
-    assert best.maavt.lora_rank and best.maavt.bottleneck and best.train.average == 0.5
+def test_the_papers_recipe_resets_what_the_paper_has_not():
+    best, paper = (parse_params(changed(recipe=recipe)) for recipe in ("best", "paper"))
+    assert best.maavt.lora_rank and best.maavt.bottleneck and best.train.average
     assert not any((paper.maavt.lora_rank, paper.maavt.bottleneck, paper.train.average))
     assert paper.maavt.same_class == "negatives" and paper.train.learning_rate == best.train.learning_rate
+
+
+def test_a_setting_that_the_papers_recipe_would_reset_is_an_error_that_names_it():
+    with pytest.raises(UserError, match=r"maavt.lora_rank: 8, but recipe: paper resets it to 0; expected recipe: best"):
+        parse_params(changed(recipe="paper", maavt__lora_rank=8))
+    assert parse_params(changed(recipe="paper", maavt__lora_rank=0)).maavt.lora_rank == 0
+    assert parse_params(changed(maavt__lora_rank=8)).maavt.lora_rank == 8
+
+
+def test_the_defaults_that_the_papers_recipe_resets_are_those_of_the_file():
+    params = parse_params(changed())
+    assert {(block, name): getattr(getattr(params, block), name) for block, resets in PAPER.items() for name in resets
+            } == {(block, name): default for block, resets in PAPER.items() for name, (_, default) in resets.items()}
 
 
 def test_the_settings_that_the_papers_recipe_takes_back_are_those_that_the_file_marks():

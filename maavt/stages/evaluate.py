@@ -22,7 +22,7 @@ from maavt.shards.loader import BACKGROUND_LABEL, Loader
 from maavt.shards.reader import Reader
 from maavt.training.adapter import load_adapter
 from maavt.training.precision import average_precisions, mean_average_precision
-from maavt.training.runtime import Prediction, accuracy, pick_device, place, predict_alone
+from maavt.training.runtime import Prediction, accuracy, in_int8, pick_device, place, predict_alone
 from maavt.work import atomic, project_root, write_table
 
 
@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         "accuracy_visual_only": accuracy(visual),
         **(background_metrics(both) if config["background"] else clip_metrics(clips)),
         **absent_metrics(both),
+        **({"dtype": "int8"} if in_int8() else {}),
         "clips": counts["samples"],
         "trained": config["trainable"],
         "epoch": config["epoch"],  # the one that was kept, and what it reached on the validation split
@@ -81,7 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
     write_table(folder / "classes.csv", rows[0], rows)
     with atomic(folder / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1) + "\n")
-    print(f"{name} on {counts['samples']} test clips of {counts['samples'] + counts['rejected']}: "
+    how = f"{name} in int8 (MAAVT_DTYPE)" if in_int8() else name
+    print(f"{how} on {counts['samples']} test clips of {counts['samples'] + counts['rejected']}: "
           f"{metrics['accuracy']:.3f} right (95 %: {metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f}); "
           f"audio only {metrics['accuracy_audio_only']:.3f}, "
           f"visual only {metrics['accuracy_visual_only']:.3f}")
@@ -185,8 +187,8 @@ def background_metrics(predictions: list[Prediction]) -> dict[str, float]:
 
 def retrieval_metrics(found: dict | None) -> dict[str, float]:
     """How often a sound of the validation split finds its own picture at once and among five, on average over the
-    blocks, before training and after; config.json has each block."""
-    return {f"{recall}_{when}": float(np.mean(found[when][recall])) for recall in ("recall_1", "recall_5")
+    blocks, before training and at the best epoch; config.json has each block."""
+    return {f"val_{recall}_{when}": float(np.mean(found[when][recall])) for recall in ("recall_1", "recall_5")
             for when in ("before", "after")} if found else {}
 
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from dvclive import Live
@@ -34,7 +35,7 @@ from maavt.training.average import Average
 from maavt.training.blend import blend
 from maavt.training.checkpoint import Checkpoint, NotFinite
 from maavt.training.losses import losses, mine_background, whole_batch
-from maavt.training.precision import mean_average_precision
+from maavt.training.precision import bootstrap_error, mean_average_precision, standard_error
 from maavt.training.processes import ALONE, Team, launch, preemptible
 from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
@@ -113,7 +114,7 @@ class Training:
         self.own = own = getattr(params, name)
         self.mining = 0.0 if index["background"] or self.multilabel else getattr(own, "mining", 0.0)
         self.device = pick_device()
-        self.model = place(create_model(name, backbone, self.settings), self.device)
+        self.model = place(create_model(name, backbone, self.settings), self.device, training=True)
         train_only(self.model, self.model.trained() + self.model.training_only())
         if team.first and self.settings.get("merge"):
             patches, blocks = backbone.patch_embed.num_patches, len(backbone.blocks)
@@ -171,29 +172,29 @@ class Training:
                     self.kept.go_back()
                     continue
                 with self.average.applied():
-                    scores["val/accuracy"], chance, *precision = self._validate()
-                    scores |= {"val/map": precision[0]} if precision else {}
+                    found = self._validate()
+                    scores |= {f"val/{name}": found[name] for name in ("accuracy", "map") if name in found}
                     if self.team.first:
-                        self._choose(scores["val/accuracy"], *precision)
+                        self._choose(found)
                 if not resumed:
                     self.took.append(time.monotonic() - begin)
                 if self.team.first:
                     self.history.append(scores)
                     self.kept.save()
                     _log(live, scores)
-                    self._warn(scores["train/accuracy"], chance)
+                    self._warn(scores["train/accuracy"], found["chance"])
             if self.team.first:  # metrics.json otherwise tells of the last epoch alone
                 live.summary["kept"] = {"epoch": self.best["epoch"], **self._reached()}
                 live.make_summary()
-        with self.average.applied():
+        if self.team.first:
+            self.model.load_state_dict(self.best["weights"] | self.best["projectors"], strict=False)
             self.found["after"] = self._retrieve()
-        if self.team.first and getattr(self.own, "blend", False):
-            self._blend()
+            if getattr(self.own, "blend", False):
+                self._blend()
 
     def _blend(self) -> None:
         """Weigh the streams in the head of the kept epoch. What validation found of that epoch stays as it is: the
         same pairs would speak too well of weights that were fitted to them."""
-        self.model.load_state_dict(self.best["weights"], strict=False)
         self.blended = blend(self.model, self.loaders["val"].in_order(), self.normalise)
         if self.blended:
             self.best["weights"]["head.weight"] = self.model.head.weight.detach().cpu().clone()
@@ -265,40 +266,48 @@ class Training:
         return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)} | {
             "train/learning_rate": max(self.scheduler.get_last_lr())}
 
-    def _validate(self) -> tuple[float, ...]:
-        """The strict accuracy over the validation pairs of all processes, and what always saying the most frequent
-        label would reach by luck at most (two deviations over its share); where clips have several labels, also the
-        mean average precision."""
+    def _validate(self) -> dict[str, float]:
+        """Of the validation pairs of all processes: `accuracy`, and with several labels `map`; the standard error of
+        the number that chooses the epoch (`error`), by clips, since pairs of one clip depend on one another; and the
+        most that always predicting the most frequent label may reach (`chance`)."""
         val, team = self.loaders["val"], self.team
         told = predict(self.model, val.in_order(team.rank, team.ranks), self.normalise,
                        background=self.index["background"])
         classes = len(self.index["classes"])
-        counts = torch.zeros(classes + 2, device=self.device)  # right ones, each class, background
+        counts = torch.zeros(classes + 1, device=self.device)  # each class, background
+        right = torch.zeros(2, val.pairs, dtype=torch.int64, device=self.device)  # whether it is right, its clip
         said = torch.zeros(2, val.pairs, classes, device=self.device) if self.multilabel else None  # labels, scores
         for row, prediction in enumerate(told, val.pairs * team.rank // team.ranks):
             self.kept.look_up()
-            counts[0] += prediction.right
+            right[:, row] = torch.tensor([prediction.right, crc32(prediction.key.encode())])
             for label in prediction.labels:
-                counts[1 + label if label >= 0 else -1] += 1
+                counts[label] += 1
             if self.multilabel:
                 said[0, row, list(prediction.labels)] = 1
                 said[1, row] = torch.from_numpy(prediction.classes)
-        right, *labels = team.sum(counts).tolist()
-        pairs = max(val.pairs, 1)
-        share = max(labels) / pairs
-        precision = [mean_average_precision(*team.sum(said).cpu().numpy())] if self.multilabel else []
-        return right / pairs, share + 2 * (share * (1 - share) / pairs) ** 0.5, *precision
+        right, clips = team.sum(right).cpu().numpy()
+        share = team.sum(counts).max().item() / max(val.pairs, 1)
+        found = {"accuracy": right.mean().item() if len(right) else 0.0,
+                 "chance": share + 2 * (share * (1 - share) / max(val.pairs, 1)) ** 0.5}
+        if not self.multilabel:
+            return found | {"error": standard_error(right, clips)}
+        labels, scores = team.sum(said).cpu().numpy()
+        return found | {"map": mean_average_precision(labels, scores), "error": bootstrap_error(labels, scores, clips)}
 
-    def _choose(self, accuracy: float, precision: float | None = None) -> None:
-        """Hold on to the epoch unless an earlier one was better by more than one standard error, which is as much as
+    def _choose(self, found: dict[str, float]) -> None:
+        """Hold on to the epoch unless an earlier one was better by more than its standard error, which is as much as
         validation can tell (Breiman et al. 1984, section 3.4.3): of epochs that look alike the last one has learned at
         the lowest rate. By the mean average precision where there is one."""
-        found = {"accuracy": accuracy} | ({} if precision is None else {"map": precision})
-        reached = accuracy if precision is None else precision
-        most = max(reached, self.best.get("most", -1.0))
-        if reached >= most - (most * (1 - most) / max(self.loaders["val"].pairs, 1)) ** 0.5:
+        reached = found.get("map", found["accuracy"])
+        most, error = max((self.best.get("most", -1.0), self.best.get("error", 0.0)), (reached, found["error"]))
+        if reached >= most - error:
             weights = {name: tensor.cpu().clone() for name, tensor in trained_weights(self.model).items()}
-            self.best = {**found, "epoch": self.epoch, "most": most, "weights": weights}
+            projectors = {name: tensor.cpu().clone() for name, tensor in self.model.state_dict().items()
+                          if under(name, self.model.training_only())}
+            self.best = {**found, "epoch": self.epoch, "most": most, "error": error, "weights": weights,
+                         "projectors": projectors}
+        else:
+            self.best |= {"most": most, "error": error}
 
     def _reached(self) -> dict[str, float]:
         """What the kept epoch reached on the validation split."""

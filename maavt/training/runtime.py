@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from maavt.clips import ABSENT
 from maavt.errors import UserError
-from maavt.models.choice import multiplies_int8, use_int8
+from maavt.models.choice import choice, multiplies_int8, use_int8
 from maavt.models.output import Output
 from maavt.models.vit import streams
 from maavt.shards.loader import Batch
@@ -48,9 +48,10 @@ def pick_device(asked: str | None = None) -> torch.device:
     return device
 
 
-def compute_type(device: torch.device) -> torch.dtype:
+def compute_type(device: torch.device, *, training: bool = False) -> torch.dtype:
     """MAAVT_DTYPE (bfloat16 or float32; int8: float32, and int8 in the products of inference), else what was measured
-    to be faster on this CPU, and on a GPU bf16 where its hardware multiplies it. Raises UserError for another name."""
+    to be faster on this CPU, and on a GPU bf16 where its hardware multiplies it. In training nothing
+    runs in int8. Raises UserError for another name."""
     named = os.environ.get("MAAVT_DTYPE", "").strip()
     if named == "int8" and not (device.type == "cpu" and multiplies_int8()):
         here = machine.cpu() if device.type == "cpu" else device
@@ -58,7 +59,7 @@ def compute_type(device: torch.device) -> torch.dtype:
                         "unset it")
     if device.type == "cpu":
         machine.calibrated()  # which chooses among the ways that are the same
-        use_int8(named == "int8")
+        use_int8(named == "int8" and not training)
     if named:
         if named not in TYPES:
             raise UserError(f"MAAVT_DTYPE={named!r}: expected {', '.join(TYPES)}; set it to one, or unset it")
@@ -68,9 +69,14 @@ def compute_type(device: torch.device) -> torch.dtype:
     return machine.calibrated()[0]
 
 
-def place(model: nn.Module, device: torch.device) -> nn.Module:
+def in_int8() -> bool:
+    """Whether forms for inference multiply in int8: MAAVT_DTYPE=int8, on a CPU."""
+    return choice(torch.float32, torch.device("cpu")).int8
+
+
+def place(model: nn.Module, device: torch.device, *, training: bool = False) -> nn.Module:
     """Put a model on the device and have it multiply in the compute type; frozen weights are kept in it."""
-    model.to(device).set_compute_type(compute_type(device))
+    model.to(device).set_compute_type(compute_type(device, training=training))
     return model
 
 

@@ -122,9 +122,9 @@ def test_what_suits_another_model_better_is_not_chosen():
 
 
 def test_the_picture_shows_the_rows_that_have_the_number(tmp_path):
-    rows = [{"setting": "a=1", "model": "maavt", "seeds": 1, "accuracy_mean": 0.5, "recall_1_after_mean": 0.1},
+    rows = [{"setting": "a=1", "model": "maavt", "seeds": 1, "accuracy_mean": 0.5, "val_recall_1_after_mean": 0.1},
             {"setting": "a=1", "model": "linear", "seeds": 1, "accuracy_mean": 0.4}]
-    write(rows, tmp_path, "recall_1_after")
+    write(rows, tmp_path, "val_recall_1_after")
     assert (tmp_path / "ablation.svg").exists()
     with pytest.raises(UserError, match="no such number"):
         write(rows, tmp_path, "recall_2")

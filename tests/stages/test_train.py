@@ -82,20 +82,21 @@ def test_metrics_name_the_kept_epoch_and_what_it_reached(made):
     assert found["kept"] == {"epoch": config(made)["epoch"], "val_accuracy": config(made)["val_accuracy"]}
 
 
-@pytest.mark.parametrize("pairs, reached, kept", [
-    (100, [0.3, 0.6, 0.56, 0.5], 3),  # of 100 pairs one standard error of 0.6 is 0.049
-    (10_000, [0.3, 0.6, 0.56, 0.5], 2),
-    (100, [0.6, 0.56, 0.62, 0.5], 3),
-    (100, [0.6, 0.56, 0.54, 0.56], 4),
-    (1, [1.0, 0.0], 1),
+@pytest.mark.parametrize("error, reached, kept", [
+    (0.049, [0.3, 0.6, 0.56, 0.5], 3),
+    (0.005, [0.3, 0.6, 0.56, 0.5], 2),
+    (0.049, [0.6, 0.56, 0.62, 0.5], 3),
+    (0.049, [0.6, 0.56, 0.54, 0.56], 4),
+    (0.0, [1.0, 0.0], 1),
 ])
 @pytest.mark.parametrize("several", [False, True])
 def test_of_epochs_that_validation_cannot_tell_from_the_best_the_last_is_kept(
-        monkeypatch, pairs, reached, kept, several):
+        monkeypatch, error, reached, kept, several):
     monkeypatch.setattr(train, "trained_weights", lambda model: {})
-    run = SimpleNamespace(best={}, model=None, loaders={"val": SimpleNamespace(pairs=pairs)})
+    run = SimpleNamespace(best={}, model=SimpleNamespace(state_dict=dict, training_only=list))
     for run.epoch, share in enumerate(reached, 1):
-        train.Training._choose(run, *((0.1, share) if several else (share,)))
+        train.Training._choose(run, {"error": error} | ({"accuracy": 0.1, "map": share} if several else
+                                                        {"accuracy": share}))
     assert run.best["epoch"] == kept and run.best["map" if several else "accuracy"] == reached[kept - 1]
 
 
@@ -212,7 +213,7 @@ def test_a_run_that_stays_at_chance_for_a_third_of_its_epochs_says_so_once(made,
 
 def test_a_run_that_learns_does_not_complain(made, tmp_path, monkeypatch, capsys):
     run = training(made, tmp_path, monkeypatch, train={"epochs": 3})
-    monkeypatch.setattr(run, "_validate", lambda: (0.9, 0.5))
+    monkeypatch.setattr(run, "_validate", lambda: {"accuracy": 0.9, "chance": 0.5, "error": 0.1})
     run.run()
     assert "luck" not in capsys.readouterr().out
 
