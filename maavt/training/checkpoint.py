@@ -155,7 +155,7 @@ class Checkpoint:
         run = self.training
         return {
             "average": run.average.state(), "epoch": run.epoch - (place is not None), "within": place,
-            "best": run.best, "history": run.history, "halved": self.halved,
+            "best": run.best, "history": run.history, "step_log": run.step_log, "halved": self.halved,
             "weights": {name: tensor for name, tensor in run.model.state_dict().items()
                         if not name.startswith("backbone.")},
             "optimizer": run.optimizer.state_dict(), "scheduler": run.scheduler.state_dict(),
@@ -169,7 +169,7 @@ class Checkpoint:
         run.scheduler.load_state_dict(state["scheduler"])
         run.average.load(state["average"])
         if self.team.first:
-            run.best, run.history = state["best"], state["history"]
+            run.best, run.history, run.step_log = state["best"], state["history"], state.get("step_log", [])
 
     def _write(self, path: Path, state: dict) -> None:
         with atomic(path) as temporary:
