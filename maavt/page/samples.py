@@ -1,11 +1,13 @@
-"""Test pairs to look at and listen to, chosen by stated rules, with the model's attention and the whole clip."""
+"""Test samples to look at and listen to, with the model's attention and the whole clip, and a map of them."""
 
 import json
 import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from maavt.clips import Clip, read_manifest
 from maavt.errors import UserError
 from maavt.media.decode import Rejected, decode
-from maavt.page.draw import SOUND_RATE, jpeg, mp3, png
+from maavt.page.draw import SAMPLE_RATE, jpeg, mp3, png
 from maavt.page.results import Result
 from maavt.page.scored import most_confused
 from maavt.params import Params, Spectrogram
@@ -24,16 +26,19 @@ from maavt.shards.reader import Reader
 from maavt.training.adapter import load_adapter
 from maavt.training.runtime import Normaliser, pick_device, place
 
-EACH = 9  # pairs by each rule
-LARGEST, SMALL = 224, 56  # pixels of a picture, and of one in the row of a clip's seconds
-ATTENTION = (255, 176, 0)  # its colour; how strong it is shows in how opaque it is
+EACH = 9  # samples by each rule
+LARGEST, SMALL = 224, 56  # pixels of an image, and of one in the row of a clip's seconds
+ATTENTION = (255, 176, 0)  # its colour; the stronger, the more opaque
 OPAQUE = 0.85
 MEL_FLOOR = 20.0  # hertz: where the filter banks begin
+POINTS, AUDIO_SECONDS = 200, 600  # of the map at most, so that the page stays small
+FLOOR = 1e-3  # probability of a class that is not among the most probable three
+NAMED = 16  # classes whose names the map shows
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Which pairs are shown, in words, and their numbers in the order of the predictions."""
+    """A rule for choosing samples, in words, and the numbers of its samples in the order of the predictions."""
 
     title: str
     why: str
@@ -41,7 +46,7 @@ class Rule:
 
 
 def choose(result: Result, seed: int) -> list[Rule]:
-    """Numbers of pairs by four rules: no pair twice, and by each of the first three one of a clip at most."""
+    """Samples by four rules: none twice, and by each of the first three one of a clip at most."""
     rows, taken = result.predictions, set()
 
     def take(numbers: Iterable[int], *columns: str) -> list[int]:
@@ -56,25 +61,41 @@ def choose(result: Result, seed: int) -> list[Rule]:
                     values.add(rows[number][column])
         return chosen
 
-    surest = sorted(range(len(rows)), key=lambda number: (-float(rows[number]["probability"]), number))
-    right = [number for number in surest if result.is_right(rows[number])]
-    wrong = [number for number in surest if not result.is_right(rows[number])]
-    confused = {(pair["label"], pair["predicted"]): [] for pair in most_confused(result, EACH)}
+    by_probability = sorted(range(len(rows)), key=lambda number: (-float(rows[number]["probability"]), number))
+    right = [number for number in by_probability if result.is_right(rows[number])]
+    wrong = [number for number in by_probability if not result.is_right(rows[number])]
+    confused = {(one["label"], one["predicted"]): [] for one in most_confused(result, EACH)}
     for number in wrong:
         for label in result.labels(rows[number]):
             confused.get((label, rows[number]["predicted"]), []).append(number)
     drawn = random.Random(f"{seed} pairs").sample(range(len(rows)), len(rows))
     return [
-        Rule("At random", f"drawn by the seed {seed}: these alone are a fair sample", take(drawn)),
-        Rule("Best", "right with the greatest probability, one of each class at most", take(right, "label")),
+        Rule("At random", f"drawn by seed {seed}: only these are a fair selection", take(drawn)),
+        Rule("Best", "correct with the greatest probability, one of each class at most", take(right, "label")),
         Rule("Worst", "wrong with the greatest probability, one of each class at most", take(wrong, "label")),
         Rule("Most confused", "of each of the most frequent confusions the one with the greatest probability",
              [number for numbers in confused.values() for number in take(numbers, "label", "predicted")]),
     ]
 
 
+def positions(result: Result) -> np.ndarray:
+    """Places (N, 2) of the test samples on the map, as shares of its width and height: the first two principal
+    components of the logarithms of the class probabilities."""
+    number = {row["class"]: place for place, row in enumerate(result.classes)}
+    values = np.full((len(result.predictions), len(number)), math.log(FLOOR))
+    for row, prediction in zip(values, result.predictions, strict=True):
+        for label, probability in json.loads(prediction["likeliest"]):
+            row[number[label]] = math.log(max(probability, FLOOR))
+    values -= values.mean(0)
+    _, _, axes = np.linalg.svd(values, full_matrices=False)
+    axes = np.resize(axes[:2], (2, len(number)))
+    axes *= np.sign(axes[range(2), np.abs(axes).argmax(1)])[:, None]  # else the sign is the machine's choice
+    found = values @ axes.T
+    return 0.04 + 0.92 * (found - found.min(0)) / np.maximum(np.ptp(found, 0), 1e-9)
+
+
 class Gallery:
-    """Makes what is shown of a pair. Frames come from the shards, sound from the clips where they are at hand."""
+    """Makes what is shown of a sample. Frames come from the shards, audio from the clips, where they exist."""
 
     def __init__(self, params: Params, results: list[Result], data: Path):
         self.result, self.others = results[0], results[1:]
@@ -87,9 +108,10 @@ class Gallery:
             self.clips = {clip.key: clip for clip in read_manifest(data / "raw" / params.dataset)[0]}
         except UserError:
             self.clips = {}
+        self._waveform = lru_cache(1)(self._waveform)
 
     def _load(self) -> tuple[nn.Module | None, Normaliser | None, torch.device]:
-        """The model where it can say where it looks."""
+        """The model, where it has an attention map."""
         device = pick_device()
         model, normalise, _ = load_adapter(self.data / "models" / self.result.name)
         if not hasattr(model, "attention_map"):
@@ -97,63 +119,88 @@ class Gallery:
         return place(model, device).eval(), normalise, device
 
     def card(self, number: int) -> dict:
-        """All that is shown of the test pair with this number."""
+        """All that is shown of a test sample."""
         rows = self.result.predictions
         row, first = rows[number], number
         while first and rows[first - 1]["key"] == row["key"]:
             first -= 1
         last = next((other for other in range(number, len(rows)) if rows[other]["key"] != row["key"]), len(rows))
-        (batch,) = self.loader.stretch(first, last - first)
-        if batch.keys[0] != row["key"] or len(batch.keys) != last - first:
-            raise UserError(f"data/eval/{self.result.name}: its pairs are not those of the shards; run the evaluate "
-                            "stage again (dvc repro)")
+        batch = self._stretch(first, last - first)
         place_in_clip = number - first
-        frame = _picture(batch.frames[place_in_clip])
-        sound = batch.spectrograms[place_in_clip].float().numpy().T[::-1]  # pitch upwards, time to the right
-        clip = self.clips.get(row["key"])
+        spectrogram = batch.spectrograms[place_in_clip].float().numpy().T[::-1]  # pitch upwards, time to the right
+        missing = {"sound": "audio", "picture": "visual"}.get(row.get("absent"), row.get("absent"))
         return {
-            **row, "right": self.result.is_right(row), "absent": row.get("absent", ""),
-            "differ": row["audio_only"] != row["visual_only"],
-            "likeliest": json.loads(row.get("likeliest") or "[]"),
+            **self._facts(row), "missing": missing, "differ": row["audio_only"] != row["visual_only"],
+            "likeliest": json.loads(row["likeliest"]),
             "others": [(other.name, other.predictions[number]) for other in self.others
                        if other.keys == self.result.keys],
-            "frame": jpeg(frame), "spectrogram": jpeg(_grey(sound)),
+            "frame": jpeg(_image(batch.frames[place_in_clip])), "spectrogram": jpeg(_grey(spectrogram)),
             "attention": self._attention(batch, place_in_clip),
-            "player": self._sound(clip, float(row["second"])) if clip else None,
-            "path": clip.path if clip else "",
-            "clip": [{**rows[first + place], "frame": jpeg(_small(_picture(batch.frames[place])), 75),
+            "clip": [{**rows[first + place], "frame": jpeg(_small(_image(batch.frames[place])), 75),
                       "right": self.result.is_right(rows[first + place]),
                       "shown": place == place_in_clip}
                      for place in range(last - first)] if last - first > 1 else [],
         }
 
+    def map(self) -> dict:
+        """Some samples as `points`, and the `names` of the classes at their medians."""
+        rows, at = self.result.predictions, positions(self.result)
+        count = min(POINTS, AUDIO_SECONDS // self.recipe.seconds, len(rows))
+        drawn = sorted(random.Random(f"{self.params.seed} map").sample(range(len(rows)), count))
+        points = [{**self._facts(rows[number]), "x": at[number, 0], "y": at[number, 1],
+                   "frame": jpeg(_image(self._stretch(number, 1).frames[0]), 70)} for number in drawn]
+        of_label: dict[str, list[int]] = {}
+        for number, row in enumerate(rows):
+            of_label.setdefault(row["label"], []).append(number)
+        names = [(label, *np.median(at[own], 0)) for label, own in of_label.items()]
+        return {"points": points, "names": names if len(names) <= NAMED else [], "of": len(rows)}
+
+    def _facts(self, row: dict) -> dict:
+        """A row of the predictions, whether it is right, its audio, and its clip's path and address."""
+        clip = self.clips.get(row["key"])
+        return {**row, "right": self.result.is_right(row), "path": clip.path if clip else "",
+                "player": self._audio(clip, float(row["second"])) if clip else None,
+                "link": quote(str(Path("../raw") / self.params.dataset / clip.path)) if clip else ""}
+
+    def _stretch(self, first: int, count: int) -> Batch:
+        """The samples of one clip with these numbers."""
+        (batch,) = self.loader.stretch(first, count)
+        if list(batch.keys) != [row["key"] for row in self.result.predictions[first : first + count]]:
+            raise UserError(f"data/eval/{self.result.name} has other samples than the shards; run the evaluate stage "
+                            "again (dvc repro)")
+        return batch
+
     @torch.no_grad()
     def _attention(self, batch: Batch, number: int) -> list[dict]:
-        """Where the prompts look, as pictures to be laid over frame and spectrogram."""
+        """Attention of the prompts, as images to lay over frame and spectrogram."""
         if self.model is None:
             return []
-        frames, sound, _ = self.normalise(batch, self.device)
-        pair = frames[number : number + 1], sound[number : number + 1]
+        frames, spectrograms, _ = self.normalise(batch, self.device)
+        sample = frames[number : number + 1], spectrograms[number : number + 1]
         shown = []
         for background in (False, True)[: 1 + self.model.config.background]:
-            seen, heard = self.model.attention_map(*pair, background=background)
+            visual, audio = self.model.attention_map(*sample, background=background)
             shown.append({"prompt": "background" if background else "foreground",
-                          "frame": _heat(_square(seen)), "spectrogram": _heat(_square(heard).T[::-1])})
+                          "frame": _heat(_square(visual)), "spectrogram": _heat(_square(audio).T[::-1])})
         return shown
 
-    def _sound(self, clip: Clip, second: float) -> str | None:
-        """What is heard in a pair, as the shards have it: beyond the clip's end silence, or the clip once more."""
+    def _audio(self, clip: Clip, second: float) -> str | None:
+        """A sample's audio as the shards have it: beyond the clip's end silence, or the clip repeated."""
+        if (waveform := self._waveform(clip)) is None:
+            return None
+        begin, size = round(second * SAMPLE_RATE), self.recipe.seconds * SAMPLE_RATE
+        waveform = np.resize(waveform, begin + size) if self.recipe.pad == "tile" else \
+            np.pad(waveform, (0, max(begin + size - len(waveform), 0)))
+        return mp3(waveform[begin : begin + size])
+
+    def _waveform(self, clip: Clip) -> np.ndarray | None:
         span = self.recipe.clip_seconds if clip.begin is None else min(clip.seconds, self.recipe.clip_seconds)
         try:
             media = decode(self.data / "raw" / self.params.dataset / clip.path, seconds=math.ceil(span), frame_size=16,
-                           sample_rate=SOUND_RATE, start=clip.begin or 0.0, pad=self.recipe.pad, wanted=range(1))
+                           sample_rate=SAMPLE_RATE, start=clip.begin or 0.0, pad=self.recipe.pad, wanted=range(1))
         except Rejected:
             return None
-        heard = media.waveform[: round(min(span, media.audio_seconds) * SOUND_RATE)]
-        begin, size = round(second * SOUND_RATE), self.recipe.seconds * SOUND_RATE
-        heard = np.resize(heard, begin + size) if self.recipe.pad == "tile" else \
-            np.pad(heard, (0, max(begin + size - len(heard), 0)))
-        return mp3(heard[begin : begin + size])
+        return media.waveform[: round(min(span, media.audio_seconds) * SAMPLE_RATE)]
 
 
 def axes(recipe: Spectrogram) -> dict:
@@ -169,7 +216,7 @@ def axes(recipe: Spectrogram) -> dict:
                       for hertz in (500, 1000, 2000, 4000, 8000) if hertz < 0.9 * top], "seconds": recipe.seconds}
 
 
-def _picture(frame: Tensor) -> np.ndarray:
+def _image(frame: Tensor) -> np.ndarray:
     """(3, H, W) -> (H, W, 3), not larger than LARGEST."""
     pixels = frame.permute(1, 2, 0).numpy()
     return pixels if len(pixels) <= LARGEST else np.asarray(Image.fromarray(pixels).resize((LARGEST, LARGEST)))
@@ -180,7 +227,7 @@ def _small(pixels: np.ndarray) -> np.ndarray:
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
-    """Numbers to 0 to 255, but for the faintest and loudest hundredth; not larger than LARGEST."""
+    """Values scaled to 0 to 255, without the lowest and highest hundredth; not larger than LARGEST."""
     low, high = np.quantile(values, (0.01, 0.99))
     pixels = (np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
     if max(pixels.shape) > LARGEST:
