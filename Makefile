@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 
-.PHONY: repro test fuzz chaos exp ablate tune table8 compare paper install clean
+.PHONY: repro test fuzz chaos exp ablate tune table8 compare paper readme-picture install clean
 
 repro: $(BIN)/.installed
 	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { echo "error: this folder is no git repository with a commit, which DVC needs; clone the project with git, or run: git init && git add . && git commit -m start" >&2; exit 1; }
@@ -69,6 +69,10 @@ PAPER := recipe=paper 'models=[maavt]' backbone=vit_base_patch16_224.augreg_in21
 paper: $(BIN)/.installed
 	@$(if $(filter $(DATASET),ave vggsound cremad),,echo "error: DATASET=$(DATASET): expected ave, vggsound or cremad" >&2; exit 2)
 	@$(RUN) python -m flows.exp --name paper-$(DATASET) dataset=$(DATASET) $(PAPER) $(MORE)
+
+# make readme-picture: the head of data/report/index.html, light and dark, for the README; needs Chromium.
+readme-picture: $(BIN)/.installed
+	@$(RUN) python -m tests.browser data/report/index.html docs/images
 
 install: $(BIN)/.installed
 

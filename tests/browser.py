@@ -1,8 +1,8 @@
 """A page in a real browser: Chromium without a window, driven by the DevTools protocol.
 
-    python -m tests.browser PAGE FOLDER [WIDTH HEIGHT]
+    python -m tests.browser PAGE FOLDER
 
-writes report-light.png and report-dark.png, the first screen of PAGE, into FOLDER.
+writes report-light.png and report-dark.png, the head of the report PAGE, into FOLDER.
 """
 
 import base64
@@ -88,30 +88,31 @@ def browser() -> Iterator[Tab]:
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             address = next(line.split()[-1] for line in process.stderr if line.startswith("DevTools listening on"))
-            with connect(address, proxy=None) as socket:
+            with connect(address, proxy=None, ping_interval=None) as socket:
                 socket.send(json.dumps({"id": 0, "method": "Target.getTargets"}))
                 targets = json.loads(socket.recv(timeout=60))["result"]["targetInfos"]
             target = next(one["targetId"] for one in targets if one["type"] == "page")
             page = address.replace(address[address.index("/devtools/"):], f"/devtools/page/{target}")
-            with connect(page, proxy=None, max_size=None) as socket:
+            with connect(page, proxy=None, max_size=None, ping_interval=None) as socket:
                 yield Tab(socket)
         finally:
             process.terminate()
             process.wait(timeout=30)
 
 
-def pictures(page: Path, folder: Path, width: int = 1100, height: int = 640) -> None:
-    """Write the first screen of a page in both schemes, with few colours, so that the files are small."""
+def pictures(page: Path, folder: Path, width: int = 1100) -> None:
+    """Write the head of a report in both schemes, with few colours, so that the files are small."""
     folder.mkdir(parents=True, exist_ok=True)
     with browser() as tab:
         for scheme in SCHEMES:
-            tab.open(page, width, height, scheme)
+            tab.open(page, width, 900, scheme)
+            height = int(tab.js("document.querySelector('header').getBoundingClientRect().bottom")) + 16
             target = folder / f"report-{scheme}.png"
-            tab.screenshot().quantize(192).save(target, optimize=True)
+            tab.screenshot().crop((0, 0, width, height)).quantize(192).save(target, optimize=True)
             print(f"{target}: {target.stat().st_size // 1000} kB")
 
 
 if __name__ == "__main__":
     if not CHROMIUM:
         sys.exit("error: no Chromium was found; install one, e.g. apt-get install chromium")
-    pictures(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    pictures(*map(Path, sys.argv[1:]))

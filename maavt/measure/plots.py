@@ -53,8 +53,8 @@ def throughput(figure: Figure, rows: list[dict]) -> None:
     for key, own in panels.items():
         largest = max(int(row["batch"]) for row in own)
         panels[key] = [row for row in own if int(row["batch"]) == largest]
-    heights = [len(own) + 2.5 for own in panels.values()]
-    figure.set_size_inches(3.9, 0.19 * sum(heights) + 0.3)
+    heights = [len(own) + 1 for own in panels.values()]
+    figure.set_size_inches(3.9, 0.19 * sum(heights) + len(panels) + 0.2)
     grid = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[::-1, 0]
     for axes, ((backbone, mode), own) in zip(grid, panels.items(), strict=True):
         for row in own:
@@ -62,11 +62,11 @@ def throughput(figure: Figure, rows: list[dict]) -> None:
             bars = axes.barh(row["model"], rate, 0.7, color=HUES.get(row["model"].removesuffix(INT8), GREY))
             tip(bars[0], f"{row['model']}: {rate:g} samples per second ({slowest:g} to {fastest:g}), {row['dtype']}")
             axes.plot([slowest, fastest], [row["model"]] * 2, color=INK, linewidth=0.8)
-            axes.annotate(f"{rate:.1f}", (max(rate, fastest), row["model"]), (4, 0), textcoords="offset points",
+            axes.annotate(f"{rate:.3g}", (max(rate, fastest), row["model"]), (4, 0), textcoords="offset points",
                           va="center", fontsize=8)
         first = own[-1]
-        axes.set_title(f"{mode}, {backbone}\n{first['image_size']} px, batch {first['batch']}, {first['dtype']}, "
-                       f"{first['device']}", fontsize=9, loc="left", x=0, ha="left")
+        facts = f"{first['image_size']} px, batch {first['batch']}, {first['dtype']}, {first['device']}"
+        axes.set_title(f"{mode}, {backbone}\n{fill(facts, 38)}", fontsize=8, loc="right")
         axes.margins(x=0.15, y=0.5 / len(own))
         axes.set_xlim(0)
         axes.tick_params(axis="y", labelsize=8)

@@ -31,13 +31,12 @@ def curves(figure: Figure, steps: dict[str, np.ndarray], validation: dict[str, n
     and the chance level (dotted). Arrays are (2, N): epochs and values."""
     axes = _axes(figure, "epoch", y)
     for model, (epochs, values) in steps.items():
-        color, width = HUES.get(model, GREY), max(1, len(values) // 20)
+        color, mean = HUES.get(model, GREY), _moving_average(values)
         axes.plot(epochs, values, color=color, linewidth=0.6, alpha=0.3)
-        smooth = np.convolve(values, np.ones(width), "same") / np.convolve(np.ones(len(values)), np.ones(width), "same")
-        (line,) = axes.plot(epochs, smooth, color=color, linewidth=1.5)
-        tip(line, f"{model}, training: {smooth[-1]:.3g} at the end")
+        (line,) = axes.plot(epochs, mean, color=color, linewidth=1.5)
+        tip(line, f"{model}, training: {mean[-1]:.3g} at the end")
     for model, (epochs, values) in chance.items():
-        (line,) = axes.plot(epochs, values, ":", color=HUES.get(model, GREY), linewidth=1.2)
+        (line,) = axes.plot(epochs, _moving_average(values), ":", color=HUES.get(model, GREY), linewidth=1.2)
         tip(line, f"{model}, chance level")
     for model, (epochs, values) in validation.items():
         axes.plot(epochs, values, "--", color=HUES.get(model, GREY), linewidth=1)
@@ -69,6 +68,12 @@ def confusion(figure: Figure, shares: np.ndarray) -> None:
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, label="share of the label's samples")
     bar.outline.set_edgecolor(INK)
+
+
+def _moving_average(values: np.ndarray) -> np.ndarray:
+    """The mean over a twentieth of the values around each."""
+    window = np.ones(max(1, len(values) // 20))
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _axes(figure: Figure, x: str, y: str, height: float = 2.4) -> Axes:

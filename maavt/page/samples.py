@@ -70,10 +70,10 @@ def choose(result: Result, seed: int) -> list[Rule]:
             confused.get((label, rows[number]["predicted"]), []).append(number)
     drawn = random.Random(f"{seed} pairs").sample(range(len(rows)), len(rows))
     return [
-        Rule("At random", f"drawn by seed {seed}: only these are a fair selection", take(drawn)),
-        Rule("Best", "correct with the greatest probability, one of each class at most", take(right, "label")),
-        Rule("Worst", "wrong with the greatest probability, one of each class at most", take(wrong, "label")),
-        Rule("Most confused", "of each of the most frequent confusions the one with the greatest probability",
+        Rule("At random", f"Drawn by seed {seed}: only these are a fair selection", take(drawn)),
+        Rule("Best", "Correct with the greatest probability, one of each class at most", take(right, "label")),
+        Rule("Worst", "Wrong with the greatest probability, one of each class at most", take(wrong, "label")),
+        Rule("Most confused", "Of each of the most frequent confusions the one with the greatest probability",
              [number for numbers in confused.values() for number in take(numbers, "label", "predicted")]),
     ]
 
@@ -152,8 +152,12 @@ class Gallery:
         of_label: dict[str, list[int]] = {}
         for number, row in enumerate(rows):
             of_label.setdefault(row["label"], []).append(number)
-        names = [(label, *np.median(at[own], 0)) for label, own in of_label.items()]
-        return {"points": points, "names": names if len(names) <= NAMED else [], "of": len(rows)}
+        names: list[tuple[str, float, float]] = []
+        if len(of_label) <= NAMED:
+            for y, x, label in sorted((*np.median(at[own], 0)[::-1], label) for label, own in of_label.items()):
+                beside = [other for _, left, other in names if abs(left - x) < 0.2]  # names must not overlap
+                names.append((label, x, max([y, *(other + 0.06 for other in beside)])))
+        return {"points": points, "names": names, "of": len(rows)}
 
     def _facts(self, row: dict) -> dict:
         """A row of the predictions, whether it is right, its audio, and its clip's path and address."""
@@ -243,7 +247,7 @@ def _square(attention: Tensor) -> np.ndarray:
 
 def _heat(attention: np.ndarray) -> str:
     """One colour, the more opaque the more of the attention lies on a patch."""
-    spread = attention - attention.min()
-    alpha = (spread / max(spread.max(), 1e-9) * OPAQUE * 255).astype(np.uint8)
+    above = attention - attention.min()
+    alpha = (above / max(above.max(), 1e-9) * OPAQUE * 255).astype(np.uint8)
     colour = np.broadcast_to(np.array(ATTENTION, np.uint8), (*alpha.shape, 3))
     return png(np.dstack([colour, alpha]))

@@ -101,7 +101,7 @@ def examples(params: Params, results: list[Result], data: Path) -> dict:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """0.979 -> 97.9 %."""
-    return "" if share is None else f"{100 * share:.{digits}f} %"
+    return "" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def points(share: float) -> str:

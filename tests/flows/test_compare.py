@@ -64,8 +64,8 @@ def test_each_model_runs_at_the_rate_that_validation_chooses_and_a_second_compar
     assert float(second["lead_low"]) <= 0.1 <= float(second["lead_high"])
     assert "<svg" in (project / "data" / "comparison" / "comparison.svg").read_text()
     page = (project / "data" / "comparison" / "index.html").read_text()
-    for text in ("maavt, lavish on synth", "standard deviation over 2 seeds", "+10.0", "chance level: 100.0 %",
-                 "at git revision"):
+    for text in ("maavt, lavish on synth", "standard deviation over 2 seeds", "+10.0", "at git revision",
+                 "chance level: 100.0\N{NO-BREAK SPACE}%"):
         assert text in page
     begun = (project / "begun").read_text().splitlines()
     assert begun == ["maavt 0.05 0", "maavt 0.2 0", "maavt 0.2 1", "lavish 0.2 0", "lavish 0.8 0", "lavish 0.2 1"]
