@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 
-.PHONY: repro test fuzz chaos exp ablate tune table8 compare paper docs install clean
+.PHONY: repro test fuzz chaos exp ablate tune table8 compare paper docs readme-picture install clean
 
 repro: $(BIN)/.installed
 	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { echo "error: this folder is no git repository with a commit, which DVC needs; clone the project with git, or run: git init && git add . && git commit -m start" >&2; exit 1; }
@@ -73,6 +73,10 @@ paper: $(BIN)/.installed
 # make docs: the documentation as a site, in .work/site.
 docs: $(BIN)/.installed
 	@$(RUN) mkdocs build --strict
+
+# make readme-picture: the head of data/report/index.html, light and dark, for the README; needs Chromium.
+readme-picture: $(BIN)/.installed
+	@$(RUN) python -m tests.browser data/report/index.html docs/images
 
 install: $(BIN)/.installed
 

@@ -28,7 +28,7 @@ from maavt import errors
 from maavt.clips import SEVERAL
 from maavt.errors import UsageError, UserError
 from maavt.measure import plots, scores
-from maavt.page.draw import svg
+from maavt.page import ran
 from maavt.stages.report import render
 from maavt.work import atomic, write_table
 
@@ -59,8 +59,8 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
             changes = [*settings, f"models=[{model}]", *own, f"{key}={rate:.3g}", f"seed={seed}"]
             (row,) = experiment(f"compare-{experiment_name([name, f'{rate:.3g}', str(seed), *settings])}", changes,
                                 project, lock, logs, targets=(f"evaluate@{model}",))
-            right = read_right(project / "data" / "eval" / model, several="map" in row)
-            return {"rate": f"{rate:.3g}", **row, "right": right}
+            right, chance = read_right(project / "data" / "eval" / model, several="map" in row)
+            return {"rate": f"{rate:.3g}", **row, "right": right, "chance": chance}
 
         for name in models:
             try:
@@ -79,10 +79,10 @@ def compare(models: list[str], seeds: list[int], rates: list[float], settings: l
                                     "expected clips to validate on, or one rate: --rates 1")
                 rate = max(tried, key=validated.get)
                 runs[name].append(tried[rate])
-                write(rows(runs, models[0]), models[0], settings, project / "data" / "comparison")
+                write(rows(runs, models[0]), models[0], settings, project)
                 for seed in seeds[1:]:
                     runs[name].append(one(name, rate, seed))
-                    write(rows(runs, models[0]), models[0], settings, project / "data" / "comparison")
+                    write(rows(runs, models[0]), models[0], settings, project)
             except UserError as error:
                 failed.append(str(error))
     if failed:
@@ -97,11 +97,16 @@ def rates_of(name: str, shares: list[float], settings: list[str], project: Path)
     return [own * share for share in shares]
 
 
-def read_right(folder: Path, several: bool) -> dict[tuple[str, str], bool]:
-    """Of predictions.csv: which pairs, by key and second, are right; clips have `several` labels or one."""
+def read_right(folder: Path, several: bool) -> tuple[dict[tuple[str, str], bool], float]:
+    """Of predictions.csv: which samples, by key and second, are right, and the chance level, the share of the most
+    frequent label; clips have `several` labels or one."""
+    right, counts = {}, Counter()
     with open(folder / "predictions.csv", newline="") as file:
-        return {(row["key"], row["second"]): row["predicted"] in (row["label"].split(SEVERAL) if several else
-                                                                  [row["label"]]) for row in csv.DictReader(file)}
+        for row in csv.DictReader(file):
+            labels = row["label"].split(SEVERAL) if several else [row["label"]]
+            right[row["key"], row["second"]] = row["predicted"] in labels
+            counts.update(labels)
+    return right, round(max(counts.values()) / len(right), 4)
 
 
 def rows(runs: dict[str, list[dict]], leader: str) -> list[dict]:
@@ -113,7 +118,8 @@ def rows(runs: dict[str, list[dict]], leader: str) -> list[dict]:
     """
     first, table = runs.get(leader, []), []
     for name, own in runs.items():
-        row = {"model": name, "seeds": len(own), "rate": own[0]["rate"], "trained": own[0]["trained"],
+        row = {"model": name, "chance": own[0]["chance"], "seeds": len(own), "rate": own[0]["rate"],
+               "trained": own[0]["trained"],
                "epochs_kept": " ".join(str(one["epoch"]) for one in own)}
         for number in NUMBERS:
             if all(number in one for one in own):
@@ -141,15 +147,17 @@ def paired(first: list[dict], second: list[dict]) -> tuple[float, float, float, 
     return float(lead.mean()), *scores.accuracy_interval(keys, lead), chance
 
 
-def write(table: list[dict], leader: str, settings: list[str], folder: Path) -> None:
+def write(table: list[dict], leader: str, settings: list[str], project: Path) -> None:
     """The files of data/comparison, as far as the comparison has come."""
+    folder = project / "data" / "comparison"
     table = [{**row, "settings": " ".join(settings)} for row in table]
     write_table(folder / "comparison.csv", dict.fromkeys(key for row in table for key in row), table)
     plots.save(folder / "comparison.svg", plots.comparison, table)
-    picture = svg(plots.comparison, table, label="Accuracy of every model, with both modalities and with either alone")
+    dataset = YAML(typ="safe").load(changed_text(project, settings))["dataset"]
     with atomic(folder / "index.html") as path:
-        path.write_text(render("comparison.html", rows=table, leader=leader, picture=picture,
-                               settings=settings, seeds=max(row["seeds"] for row in table)))
+        path.write_text(render("comparison.html", rows=table, leader=leader, settings=settings, dataset=dataset,
+                               seeds=max(row["seeds"] for row in table), made=ran.now(),
+                               revision=ran.revision(project)))
 
 
 def main() -> None:

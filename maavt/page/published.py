@@ -1,8 +1,10 @@
-"""The paper's Tables 7, 8 and 9 beside what was measured here, each number with its origin."""
+"""The paper's Tables 7, 8 and 9 beside what was measured here. Accuracies of another data set than the paper's AVE are
+left out."""
 
 from pathlib import Path
 
 from maavt.measure.paper import read_paper
+from maavt.measure.plots import INT8
 from maavt.page.results import Result, read_table
 from maavt.params import Params
 
@@ -12,7 +14,7 @@ WEIGHTS = ".augreg_in21k"  # of the backbones
 
 
 def table_7(params: Params, results: list[Result], counted: list[dict[str, str]]) -> list[dict]:
-    """Parameters in millions and accuracy of each model and backbone."""
+    """Parameters in millions and accuracy on AVE of each model and backbone."""
     rows = []
     for paper in read_paper("7"):
         own = next((row for row in counted if row["backbone"] == f"{paper['backbone']}_patch16_224"
@@ -25,26 +27,27 @@ def table_7(params: Params, results: list[Result], counted: list[dict[str, str]]
             "paper_trained": paper["trainable_params_m"], "paper_total": paper["total_params_m"],
             "trained": _millions(own.get("trainable")), "total": _millions(own.get("total_as_in_paper")),
             "paper_accuracy": paper["ave_accuracy"],
-            "accuracy": 100 * result.metrics["accuracy"] if result else None,
-            "differs": differences(params, result.config) if result else [],
+            "accuracy": 100 * result.metrics["accuracy"] if result and params.dataset == DATA_SET else None,
+            "differs": differences(params, result.config) if result and params.dataset == DATA_SET else [],
         })
     return rows
 
 
 def differences(params: Params, config: dict, tokens: int = TOKENS) -> list[str]:
-    """In what a model that was trained here is not the paper's."""
-    told = [(f"data set {config['dataset']}", config["dataset"] != DATA_SET),
-            (f"backbone {config['backbone']}, {params.weights}",
-             not config["backbone"].endswith(f"_patch16_224{WEIGHTS}") or params.weights != "timm"),
-            (f"{config['image_size']} px", config["image_size"] != SIZE),
-            (f"{config['train']['epochs']} epochs", config["train"]["epochs"] != EPOCHS),
-            (f"recipe {config['recipe']}", config["recipe"] != "paper" and config["model"] == "maavt"),
-            (f"{config['tokens']} tokens", config["tokens"] != tokens and config["model"] == "maavt")]
-    return [text for text, true in told if true]
+    """How a model that was trained here differs from the paper's."""
+    found = [(f"backbone {config['backbone']}, {params.weights}",
+              not config["backbone"].endswith(f"_patch16_224{WEIGHTS}") or params.weights != "timm"),
+             (f"{config['image_size']} px", config["image_size"] != SIZE),
+             (f"{config['train']['epochs']} epochs", config["train"]["epochs"] != EPOCHS),
+             (f"recipe {config['recipe']}", config["recipe"] != "paper" and config["model"] == "maavt"),
+             (f"{config['tokens']} tokens", config["tokens"] != tokens and config["model"] == "maavt")]
+    return [text for text, true in found if true]
 
 
 def table_8(params: Params, results: list[Result], data: Path) -> list[dict]:
-    """Accuracy over the number of tokens: of an ablation, else of this run."""
+    """Accuracy over the number of tokens: of an ablation, else of this run; no rows for other data sets than AVE."""
+    if params.dataset != DATA_SET:
+        return []
     ablation = data / "ablation" / "ablation.csv"
     swept = {row["setting"]: row for row in (read_table(ablation) if ablation.exists() else ())
              if row["model"] == "maavt"}
@@ -56,7 +59,7 @@ def table_8(params: Params, results: list[Result], data: Path) -> list[dict]:
         if found := swept.get(f"tokens={paper['tokens']}"):
             row |= {"accuracy": 100 * float(found["accuracy_mean"]),
                     "origin": f"make ablate, {found['seeds']} seeds; its settings are those of its experiments",
-                    "deviation": 100 * float(found.get("accuracy_std") or 0)}
+                    "std": 100 * float(found.get("accuracy_std") or 0)}
         elif result and result.config["tokens"] == row["tokens"]:
             row |= {"accuracy": 100 * result.metrics["accuracy"], "origin": "this run",
                     "differs": differences(params, result.config, row["tokens"])}
@@ -65,7 +68,7 @@ def table_8(params: Params, results: list[Result], data: Path) -> list[dict]:
 
 
 def table_9(timed: list[dict[str, str]]) -> list[dict]:
-    """Samples per second at inference, and as a ratio to LAVISH, which a machine changes less."""
+    """Samples per second at inference, and as a ratio to LAVISH, which depends less on the machine."""
     paper_rows = read_paper("9")
     rows = []
     for paper in paper_rows:
@@ -81,6 +84,16 @@ def table_9(timed: list[dict[str, str]]) -> list[dict]:
             "differs": [f"device {own['device']}"] if own and GPU not in own["device"] else [],
         })
     return rows
+
+
+def int8_to_float(timed: list[dict[str, str]]) -> dict[int, str]:
+    """Of each row in int8, by its place in the table: how many times as fast it is as the same model in float."""
+    def one(row: dict[str, str]) -> tuple[str, ...]:
+        return tuple(row[key] for key in ("model", "backbone", "mode", "batch"))
+
+    rate = {one(row): float(row["samples_per_second"]) for row in timed}
+    return {place: f"{rate[one(row)] / rate[own]:.2f}" for place, row in enumerate(timed) if row["model"].endswith(INT8)
+            and (own := one(row | {"model": row["model"].removesuffix(INT8)})) in rate}
 
 
 def _millions(number: str | None) -> str:

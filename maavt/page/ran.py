@@ -1,4 +1,4 @@
-"""What was run: data set, settings, code, machines and times."""
+"""The data set, and where the result comes from: settings, code, machines and times."""
 
 import json
 import os
@@ -18,40 +18,41 @@ from maavt.media.sample import pair_begins
 from maavt.params import PAPER, Model, Params, Spectrogram, flat
 from maavt.work import project_root, read_times
 
+OWN_OUTPUTS = (":!data", ":!dvc.lock", ":!params.yaml")
 PLAIN = re.compile(r"[\w./:+-]+")  # a value that DVC's command line takes without quotes
 
 
 def now() -> datetime:
-    """The time to be printed: SOURCE_DATE_EPOCH where it is set (reproducible-builds.org), so that the page is then
-    the same to the byte."""
+    """The time to print: SOURCE_DATE_EPOCH where it is set (reproducible-builds.org), which makes the report equal to
+    the byte."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     return datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
 
 
-def git(*arguments: str) -> str | None:
-    """What git says in the project, None where it fails or is not there."""
+def git(*arguments: str, project: Path | None = None) -> str | None:
+    """The output of a git command in the project, or None where it fails or git is missing."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=project_root(), capture_output=True, text=True)
+        done = subprocess.run(["git", *arguments], cwd=project or project_root(), capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout if done.returncode == 0 else None
 
 
-def revision() -> dict | None:
-    """The last commit, and which files differ from it; None without one."""
-    if not (told := git("log", "-1", "--format=%h%x00%cs%x00%s")):
+def revision(project: Path | None = None) -> dict | None:
+    """The last commit and the files that differ from it, without what a run writes itself and params.yaml, whose
+    changes settings() lists. None without a commit."""
+    if not (found := git("log", "-1", "--format=%h%x00%cs%x00%s", project=project)):
         return None
-    short, date, subject = told.strip("\n").split("\0")
-    changed = [line[3:] for line in (git("status", "--porcelain", "--untracked-files=no") or "").splitlines()]
-    return {"short": short, "date": date, "subject": subject,
-            "changed": [name for name in changed if Path(name).name not in ("params.yaml", "dvc.lock")]}
+    short, date, subject = found.strip("\n").split("\0")
+    status = git("status", "--porcelain", "--untracked-files=no", "--", ".", *OWN_OUTPUTS, project=project) or ""
+    return {"short": short, "date": date, "subject": subject, "changed": [line[3:] for line in status.splitlines()]}
 
 
 def settings(params: Params) -> list[dict]:
-    """The keys of params.yaml that concern this run, with their values, the committed ones where they differ, and
-    those that `recipe: paper` takes instead."""
+    """The keys of params.yaml that concern this run with their values, the committed value where it differs, and the
+    one that `recipe: paper` uses instead."""
     text = git("show", "HEAD:./params.yaml")
-    here, committed = (flat(_yaml(held) or {}) for held in ((project_root() / "params.yaml").read_text(), text or ""))
+    here, committed = (flat(_yaml(file) or {}) for file in ((project_root() / "params.yaml").read_text(), text or ""))
     others = {*params.augment, *get_args(Model)} - {params.dataset, *params.models}  # augment names every data set
     rows = []
     for key, value in here.items():
@@ -65,14 +66,14 @@ def settings(params: Params) -> list[dict]:
 
 
 def _before(key: str, committed: dict, default: object) -> object:
-    """The committed value of a key, be it that of all keys below it or of one above it; `default` where it has none."""
+    """The committed value of a key, or of all keys below it, or of the key above it; else `default`."""
     below = {name.removeprefix(f"{key}."): value for name, value in committed.items() if name.startswith(f"{key}.")}
     above = [name for name in committed if key.startswith(f"{name}.")]
     return committed[key] if key in committed else below or (committed[above[0]] if above else default)
 
 
 def command(rows: list[dict]) -> str:
-    """What makes this page again at its git revision."""
+    """The command that makes this report again at its git revision."""
     changed = [row for row in rows if row["before"] is not None]
     return " ".join(["dvc exp run" if changed else "dvc repro",
                      *(f"-S {shlex.quote(row['key'] + '=' + row['value'])}" for row in changed)])
@@ -94,7 +95,7 @@ def _text(value: object) -> str:
 
 
 def times(models: tuple[str, ...]) -> list[dict]:
-    """Each stage with its last run in this project: when it ended, how long it took, and where."""
+    """Each stage's last run in this project: when it ended, how long it took, and on which machine."""
     noted = read_times()
     stages = ["listing", "download", "backbone", "shard",
               *(f"{stage} --model {model}" for model in models for stage in ("train", "evaluate")), "benchmark"]
@@ -108,12 +109,12 @@ def times(models: tuple[str, ...]) -> list[dict]:
 
 
 def class_counts(clips: list[Clip], quality: list[dict[str, str]], index: dict) -> list[dict]:
-    """Of each class the clips and pairs in each split, as `train`: (clips, pairs); the most frequent class first.
+    """Of each class the clips and samples in each split, as `train`: (clips, samples); the most frequent class first.
 
-    Pairs are counted as the shards have them; None where that does not come to the number that they have.
+    Samples are counted from the labels; None where that differs from the number in the shards.
     """
     recipe, reached = Spectrogram(**index["spectrogram"]), {row["key"]: float(row["seconds"]) for row in quality}
-    held, pairs, told = Counter(), Counter(), Counter()
+    of_clips, of_samples, found = Counter(), Counter(), Counter()
 
     def parts(label: str | None) -> list[str]:
         return [BACKGROUND] if label is None else label.split(SEVERAL) if index.get("multilabel") else [label]
@@ -122,21 +123,21 @@ def class_counts(clips: list[Clip], quality: list[dict[str, str]], index: dict) 
         if clip.key not in reached:
             continue
         named = {part for label in (clip.label, *(event[0] for event in clip.events)) for part in parts(label)}
-        held.update((label, clip.split) for label in named)
+        of_clips.update((label, clip.split) for label in named)
         labels = clip.second_labels(recipe.clip_seconds)
         for begin in pair_begins(min(reached[clip.key], recipe.clip_seconds), recipe):
-            told[clip.split] += 1
-            pairs.update((label, clip.split) for label in parts(pair_label(labels, begin, recipe.seconds)))
-    exact = all(told[split] == index["splits"][split]["pairs"] for split in SPLITS)
+            found[clip.split] += 1
+            of_samples.update((label, clip.split) for label in parts(pair_label(labels, begin, recipe.seconds)))
+    exact = all(found[split] == index["splits"][split]["pairs"] for split in SPLITS)
     names = [*index["classes"], *([BACKGROUND] if index["background"] else [])]
-    rows = [{"class": name, "total": sum((pairs if exact else held)[name, split] for split in SPLITS),
-             **{split: (held[name, split], pairs[name, split] if exact else None) for split in SPLITS}}
+    rows = [{"class": name, "total": sum((of_samples if exact else of_clips)[name, split] for split in SPLITS),
+             **{split: (of_clips[name, split], of_samples[name, split] if exact else None) for split in SPLITS}}
             for name in names]
     return sorted(rows, key=lambda row: -row["total"])
 
 
 def likeness(quality: list[dict[str, str]]) -> list[dict]:
-    """What the clips of each split are like, from quality.csv: rows of `what` and of each split its number."""
+    """Properties of the clips of each split, from quality.csv: rows of `what` and a value per split."""
     split_of = {row["key"]: row["split"] for row in quality}
 
     def median(rows: list[dict[str, str]], column: str) -> str:
@@ -146,29 +147,29 @@ def likeness(quality: list[dict[str, str]]) -> list[dict]:
         return sum(float(row[column] or 0) >= least for row in rows)
 
     facts = {
-        "minutes in all": lambda rows: f"{sum(float(row['seconds']) for row in rows) / 60:.1f}",
-        "seconds of a clip, the median": lambda rows: median(rows, "seconds"),
-        "most frequent size of the picture": lambda rows: "{} x {}".format(
+        "minutes in total": lambda rows: f"{sum(float(row['seconds']) for row in rows) / 60:.1f}",
+        "seconds of a clip, median": lambda rows: median(rows, "seconds"),
+        "most frequent frame size": lambda rows: "{} x {}".format(
             *Counter((row["width"], row["height"]) for row in rows).most_common(1)[0][0]),
-        "sizes of the picture": lambda rows: len({(row["width"], row["height"]) for row in rows}),
-        "frames per second, the median": lambda rows: median(rows, "frame_rate"),
-        "loudness where there is sound, the median in dBFS": lambda rows: median(rows, "loudness_dbfs"),
-        "clips of which half or more is silent": lambda rows: share(rows, "silent_share", 0.5),
-        "clips of which nine tenths or more stand still": lambda rows: share(rows, "still_share", 0.9),
-        "clips whose sound is clipped (a sample in a thousand)": lambda rows: share(rows, "clipped_share", 0.001),
-        "clips without sound": lambda rows: sum(row["absent"] == "sound" for row in rows),
-        "clips without picture": lambda rows: sum(row["absent"] == "picture" for row in rows),
-        "copies of another clip": lambda rows: sum(bool(row["near_duplicate"]) for row in rows),
-        "copies of a clip in another split": lambda rows: sum(
+        "different frame sizes": lambda rows: len({(row["width"], row["height"]) for row in rows}),
+        "frames per second, median": lambda rows: median(rows, "frame_rate"),
+        "loudness in dBFS, median of clips with audio": lambda rows: median(rows, "loudness_dbfs"),
+        "clips at least half silent": lambda rows: share(rows, "silent_share", 0.5),
+        "clips at least 90 % still": lambda rows: share(rows, "still_share", 0.9),
+        "clips with clipped audio (0.1 % of its values or more)": lambda rows: share(rows, "clipped_share", 0.001),
+        "clips without audio": lambda rows: sum(row["absent"] == "sound" for row in rows),
+        "clips without visual": lambda rows: sum(row["absent"] == "picture" for row in rows),
+        "near-duplicates of another clip": lambda rows: sum(bool(row["near_duplicate"]) for row in rows),
+        "near-duplicates of a clip in another split": lambda rows: sum(
             split_of.get(row["near_duplicate"], row["split"]) != row["split"] for row in rows),
     }
-    held = {split: [row for row in quality if row["split"] == split] for split in SPLITS}
-    return [{"what": what, **{split: fact(rows) if rows else "" for split, rows in held.items()}}
+    by_split = {split: [row for row in quality if row["split"] == split] for split in SPLITS}
+    return [{"what": what, **{split: fact(rows) if rows else "" for split, rows in by_split.items()}}
             for what, fact in facts.items()]
 
 
-def drop_outs(rejects: list[dict[str, str]]) -> list[dict]:
-    """How many clips dropped out for which reason, in which stage and split; the most frequent first."""
+def rejected(rejects: list[dict[str, str]]) -> list[dict]:
+    """How many clips were rejected for which reason, by stage and split; the most frequent first."""
     counts = Counter((row["stage"], row["reason"], row["split"]) for row in rejects)
     rows = {}
     for (stage, reason, split), count in counts.items():

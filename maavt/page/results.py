@@ -1,4 +1,4 @@
-"""What the stages found, read from data/: of each model what it said, how it was trained, and what it is."""
+"""What the stages wrote to data/: of each model its predictions, metrics, curves and configuration."""
 
 import csv
 import json
@@ -12,8 +12,8 @@ from maavt.errors import UserError
 
 @dataclass(frozen=True)
 class Result:
-    """One model. `predictions` are the rows of every test pair, `clips` those of every clip, where clips have one
-    label; `curves` have a table of epochs by its name, such as train/loss."""
+    """One model. `predictions` has a row per test sample, `clips` one per test clip, where clips have one label;
+    `steps` are the curves within epochs, and `validation` the validation accuracy after each epoch."""
 
     name: str
     metrics: dict
@@ -21,35 +21,36 @@ class Result:
     classes: list[dict[str, str]]
     predictions: list[dict[str, str]]
     clips: list[dict[str, str]]
-    curves: dict[str, list[dict[str, str]]]
+    steps: list[dict[str, str]]
+    validation: list[dict[str, str]]
     multilabel: bool = False
 
     @cached_property
     def keys(self) -> list[str]:
-        """The clip of each test pair."""
+        """The clip of each test sample."""
         return [row["key"] for row in self.predictions]
 
     def labels(self, row: dict[str, str]) -> list[str]:
-        """The label of a row, or those of a data set whose clips have several."""
+        """The label of a row, or its labels where clips have several."""
         return row["label"].split(SEVERAL) if self.multilabel else [row["label"]]
 
     def is_right(self, row: dict[str, str], column: str = "predicted") -> bool:
-        """Whether a column of a row names its label, or one of several."""
+        """Whether a column of a row holds its label, or one of several."""
         return row[column] in self.labels(row)
 
     def right(self, column: str = "predicted") -> list[bool]:
-        """Whether a column of the predictions is right, of each test pair."""
+        """Of each test sample whether a column of the predictions is correct."""
         return [self.is_right(row, column) for row in self.predictions]
 
     def confusions(self) -> list[tuple[str, str]]:
-        """(label, predicted) of each test pair; of several labels the one that is told, or all where none is."""
+        """(label, predicted) of each test sample; of several labels the predicted one, or all where none is."""
         return [(label, row["predicted"]) for row in self.predictions
                 for label in ([row["predicted"]] if self.is_right(row) else self.labels(row))]
 
 
 def read_result(data: Path, name: str, multilabel: bool = False) -> Result:
     """Raises UserError when stages before the report have not run."""
-    folder, curves, model = data / "eval" / name, data / "curves" / name / "plots" / "metrics", data / "models" / name
+    folder, curves, model = data / "eval" / name, data / "curves" / name, data / "models" / name
     try:
         return Result(
             name=name,
@@ -58,8 +59,8 @@ def read_result(data: Path, name: str, multilabel: bool = False) -> Result:
             classes=read_table(folder / "classes.csv"),
             predictions=read_table(folder / "predictions.csv"),
             clips=read_table(folder / "predictions_clips.csv"),
-            curves={path.relative_to(curves).with_suffix("").as_posix(): read_table(path)
-                    for path in sorted(curves.rglob("*.tsv"))},
+            steps=read_table(curves / "steps.csv"),
+            validation=read_table(curves / "plots" / "metrics" / "val" / "accuracy.tsv"),
             multilabel=multilabel,
         )
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""How good the models are, and how sure that is."""
+"""How accurate the models are, and how certain that is."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from maavt.page.draw import svg
 from maavt.page.ran import committed, committed_dataset
 from maavt.page.results import Result
 
-GIVEN = {"both modalities": "predicted", "sound alone": "audio_only", "picture alone": "visual_only"}
-AS_TEXT = 32  # classes whose confusion table is text, not a picture
-CONFUSIONS = 12  # named of each model
+GIVEN = {"both modalities": "predicted", "audio only": "audio_only", "visual only": "visual_only"}
+AS_TEXT = 32  # with more classes the confusion table is an image
+CONFUSIONS = 12  # listed for each model
 
 
 def accuracies(result: Result) -> list[dict]:
-    """With both modalities and with one: the share of right pairs, and of right clips where they have one label."""
+    """Accuracy per sample with both modalities and with either one, and per clip where clips have one label."""
     rows = []
     for given, column in GIVEN.items():
-        row = {"given": given, "pairs": share(result.keys, result.right(column)), "clips": None}
+        row = {"given": given, "samples": share(result.keys, result.right(column)), "clips": None}
         if result.clips and column in result.clips[0]:
             row["clips"] = share([clip["key"] for clip in result.clips],
                                  [result.is_right(clip, column) for clip in result.clips])
@@ -30,26 +30,41 @@ def accuracies(result: Result) -> list[dict]:
     return rows
 
 
+def bars(found: list[tuple[Result, list[dict]]], most_frequent: tuple[str, float]) -> list[dict]:
+    """The bars of the headline: the first model with both modalities and with either, the other models, the chance
+    level. `found` has the accuracies() of each model."""
+    rows = []
+    for result, own in found:
+        for row in own if not rows else own[:1]:
+            share, low, high = row["samples"]
+            alone = "" if row["given"] == "both modalities" else f", {row['given']}"
+            rows.append({"model": result.name, "label": result.name + alone, "share": share, "low": low, "high": high,
+                         "first": not rows, "alone": bool(alone)})
+    label, share = most_frequent
+    return [*rows, {"model": "", "label": "chance level", "share": share, "first": False, "alone": False,
+                    "tip": f"always predicting {label}"}]
+
+
 def share(keys: Sequence[str], right: Sequence[float]) -> tuple[float, float, float]:
-    """A mean over pairs, or clips, with its 95 % interval."""
+    """The mean over samples or clips, with its 95 % interval."""
     return (float(np.mean(right)), *scores.accuracy_interval(keys, right))
 
 
 def against(result: Result, other: Result) -> tuple[float, float, float] | None:
-    """How much more of the same test pairs a model gets right than another, with its 95 % interval."""
+    """The difference in accuracy of two models on the same test samples, with its 95 % interval."""
     if result.keys != other.keys:
         return None
     return share(result.keys, np.subtract(result.right(), other.right(), dtype=float))
 
 
 def chance(result: Result) -> tuple[str, float]:
-    """The most frequent label of the test pairs and its share: what always saying it would get right."""
+    """The most frequent label of the test samples and its share: the accuracy of always predicting it."""
     (label, count), = Counter(label for row in result.predictions for label in result.labels(row)).most_common(1)
     return label, count / len(result.predictions)
 
 
 def since_last_commit(result: Result, dataset: str) -> dict:
-    """The accuracy of the last committed run and what has changed since, or why it cannot be told."""
+    """The accuracy of the last committed run and the change since, or `why` there is no comparison."""
     before = committed(f"data/eval/{result.name}/metrics.json")
     if isinstance(before, str):
         return {"why": before}
@@ -60,19 +75,19 @@ def since_last_commit(result: Result, dataset: str) -> dict:
 
 
 def by_class(results: list[Result]) -> list[dict]:
-    """Of each class its test pairs, and the share that each model gets right; what the first finds hardest first."""
+    """Of each class its test samples and each model's accuracy; the lowest accuracy of the first model first."""
     tables = [{row["class"]: row for row in result.classes} for result in results]
     rows = []
     for name, first in tables[0].items():
         shares = {result.name: _number(table.get(name, {}).get("accuracy")) for result, table
                   in zip(results, tables, strict=True)}
-        rows.append({"class": name, "pairs": int(first["pairs"]), "shares": shares})
+        rows.append({"class": name, "samples": int(first["pairs"]), "shares": shares})
     for given, column in list(GIVEN.items())[1:]:
         right = Counter(label for row in results[0].predictions for label in results[0].labels(row)
                         if results[0].is_right(row, column))
         for row in rows:
-            row[given] = right[row["class"]] / row["pairs"] if row["pairs"] else None
-    return sorted(rows, key=lambda row: (row["pairs"] == 0, row["shares"][results[0].name] or 0, row["class"]))
+            row[given] = right[row["class"]] / row["samples"] if row["samples"] else None
+    return sorted(rows, key=lambda row: (row["samples"] == 0, row["shares"][results[0].name] or 0, row["class"]))
 
 
 def _number(text: str | None) -> float | None:
@@ -80,35 +95,34 @@ def _number(text: str | None) -> float | None:
 
 
 def most_confused(result: Result, count: int = CONFUSIONS) -> list[dict]:
-    """The pairs of classes that are taken for one another most often: label, predicted, how often, share of the
-    label."""
-    pairs = result.confusions()
-    labels, wrong = Counter(label for label, _ in pairs), Counter(pair for pair in pairs if pair[0] != pair[1])
-    found = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:count]
-    return [{"label": label, "predicted": told, "pairs": number, "of": labels[label], "share": number / labels[label]}
-            for (label, told), number in found]
+    """The most frequent confusions: label, predicted, how often, share of the label."""
+    found = result.confusions()
+    labels, wrong = Counter(label for label, _ in found), Counter(one for one in found if one[0] != one[1])
+    return [{"label": label, "predicted": predicted, "samples": number, "of": labels[label],
+             "share": number / labels[label]}
+            for (label, predicted), number in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:count]]
 
 
 def confusion(result: Result) -> dict:
-    """Shares of each label: as `rows` of a table, or as a `picture` where there are many classes."""
+    """Shares of each label: as `rows` of a table, or as an `image` where there are many classes."""
     classes = [row["class"] for row in result.classes]
     number = {label: place for place, label in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)))
-    for label, told in result.confusions():
-        counts[number[label], number[told]] += 1
+    for label, predicted in result.confusions():
+        counts[number[label], number[predicted]] += 1
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     if len(classes) > AS_TEXT:
-        return {"classes": classes, "picture": svg(charts.confusion, shares, label=f"Confusion of {result.name}")}
+        return {"classes": classes, "image": svg(charts.confusion, shares, label=f"Confusion of {result.name}")}
     return {"classes": classes, "rows": [
-        {"label": label, "cells": [(share, int(pairs)) for share, pairs in zip(own, held, strict=True)]}
-        for label, own, held in zip(classes, shares.tolist(), counts.tolist(), strict=True)]}
+        {"label": label, "cells": list(zip(classes, own, map(int, samples), strict=True))}
+        for label, own, samples in zip(classes, shares.tolist(), counts.tolist(), strict=True)]}
 
 
 def reliability(results: list[Result]) -> str:
     """The reliability curves of all models."""
-    curves = {result.name: scores.calibration([float(row["probability"]) for row in result.predictions],
-                                              result.right()) for result in results}
-    return svg(charts.reliability, curves, label="Share of right pairs over the probability that was stated")
+    bins = {result.name: scores.calibration([float(row["probability"]) for row in result.predictions],
+                                            result.right()) for result in results}
+    return svg(charts.reliability, bins, label="Accuracy over the predicted probability")
 
 
 def over_seconds(results: list[Result]) -> str | None:
@@ -117,8 +131,8 @@ def over_seconds(results: list[Result]) -> str | None:
         return None
     drawn = []
     for result in results:
-        told = sorted(zip([float(row["second"]) for row in result.predictions], result.right(), strict=True))
-        means = [(second, np.mean([right for _, right in own])) for second, own in groupby(told, lambda row: row[0])]
+        rows = sorted(zip([float(row["second"]) for row in result.predictions], result.right(), strict=True))
+        means = [(second, np.mean([right for _, right in own])) for second, own in groupby(rows, lambda row: row[0])]
         drawn.append((result.name, "-", *zip(*means, strict=True)))
     if len(drawn[0][2]) < 2:
         return None

@@ -39,8 +39,10 @@ from maavt.training.precision import bootstrap_error, mean_average_precision, st
 from maavt.training.processes import ALONE, Team, launch, preemptible
 from maavt.training.retrieval import retrieval
 from maavt.training.runtime import Normaliser, pick_device, place, predict
-from maavt.work import atomic, machine, project_root, publish, workspace
+from maavt.work import atomic, machine, project_root, publish, workspace, write_table
 
+SUMS = ("loss", "class_loss", "background_loss", "contrastive_loss", "contrastive_chance", "accuracy")
+STEP_ROWS = 200  # rows of steps.csv, about
 FIRST, LOOKS = 128, 10  # pairs that a model may look at before training, drawn from at most so many times as many
 
 
@@ -134,6 +136,8 @@ class Training:
         self.loss_settings = {name: getattr(own, name) for name in ("same_class", "contrastive_weight", "stream_weight")
                               if hasattr(own, name)}
         self.scheduler = _schedule(self.optimizer, train, self.epochs, self.steps)
+        self.step_log: list[list[float]] = []  # epoch, step, samples and sums of the epoch so far, learning rate
+        self.log_every = max(1, self.steps * self.epochs // STEP_ROWS)
         self.epoch, self.best, self.history = 0, {"map" if self.multilabel else "accuracy": -1.0}, []
         self.blended: dict[str, float] | None = None  # how much the streams count in the head
         self.took: list[float] = []  # seconds of each epoch that ran without a break, validation included
@@ -186,6 +190,8 @@ class Training:
             if self.team.first:  # metrics.json otherwise tells of the last epoch alone
                 live.summary["kept"] = {"epoch": self.best["epoch"], **self._reached()}
                 live.make_summary()
+                write_table(self.curves / "steps.csv", ("epoch", *SUMS, "learning_rate"),
+                            step_rows(self.step_log, self.steps))
         if self.team.first:
             self.model.load_state_dict(self.best["weights"] | self.best["projectors"], strict=False)
             self.found["after"] = self._retrieve()
@@ -256,14 +262,15 @@ class Training:
                     bar.set_postfix(loss=f"{sums[0].item() / pairs:.3f}", accuracy=f"{sums[5].item() / pairs:.3f}",
                                     data_wait=batches, refresh=False)
                 bar.update(len(labels))
+                if team.first and (step % self.log_every == 0 or step == self.steps):
+                    self.step_log.append([self.epoch, step, pairs, *sums.tolist(), max(self.scheduler.get_last_lr())])
                 self.kept.after(step, pairs, generator, sums, lone)
         means = (sums / max(pairs, 1)).tolist()
         lone = team.sum(lone).item()
         if lone and team.first:
             print(f"epoch {self.epoch}: {lone:.0f} pairs had no partner of another class in their batch and were not "
                   "made background")
-        names = ("loss", "class_loss", "background_loss", "contrastive_loss", "contrastive_chance", "accuracy")
-        return {f"train/{name}": mean for name, mean in zip(names, means, strict=True)} | {
+        return {f"train/{name}": mean for name, mean in zip(SUMS, means, strict=True)} | {
             "train/learning_rate": max(self.scheduler.get_last_lr())}
 
     def _validate(self) -> dict[str, float]:
@@ -358,6 +365,19 @@ class Training:
             "retrieval": self.found if self.found["after"] else None,
             "blend": self.blended,
         }
+
+
+def step_rows(log: list[list[float]], steps: int) -> list[dict]:
+    """Rows of steps.csv: means over the samples since the row before, with the epoch as a number such as 1.25."""
+    rows, before = [], None
+    for epoch, step, samples, *sums, learning_rate in log:
+        _, past, *past_sums = before if before and before[0] == epoch else (epoch, 0, *[0] * len(sums))
+        means = [(new - old) / max(samples - past, 1) for new, old in zip(sums, past_sums, strict=True)]
+        rows.append({"epoch": f"{epoch - 1 + step / steps:.4f}",
+                     **{name: f"{mean:.5g}" for name, mean in zip(SUMS, means, strict=True)},
+                     "learning_rate": f"{learning_rate:.4g}"})
+        before = epoch, samples, *sums
+    return rows
 
 
 def _right(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -154,7 +154,8 @@ class Checkpoint:
         run = self.training
         return {
             "average": run.average.state(), "epoch": run.epoch - (place is not None), "within": place,
-            "best": run.best, "history": run.history, "took": run.took, "halved": self.halved,
+            "best": run.best, "history": run.history, "step_log": run.step_log, "took": run.took,
+            "halved": self.halved,
             "weights": {name: tensor for name, tensor in run.model.state_dict().items()
                         if not name.startswith("backbone.")},
             "optimizer": run.optimizer.state_dict(), "scheduler": run.scheduler.state_dict(),
@@ -168,7 +169,8 @@ class Checkpoint:
         run.scheduler.load_state_dict(state["scheduler"])
         run.average.load(state["average"])
         if self.team.first:
-            run.best, run.history, run.took = state["best"], state["history"], list(state["took"])
+            run.best, run.history, run.step_log = state["best"], state["history"], state["step_log"]
+            run.took = list(state["took"])
 
     def _write(self, path: Path, state: dict) -> None:
         with atomic(path) as temporary:

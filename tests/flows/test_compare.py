@@ -43,7 +43,7 @@ stages:
 def project(tmp_path_factory) -> Path:
     """A DVC project whose validation is best at a rate of 0.2; there maavt is right on one clip more than lavish."""
     return make_project(tmp_path_factory.mktemp("compare") / "a project", stage=STAGE, graph=GRAPH,
-                        params="models: [maavt]\nseed: 0\nunvalidated: false\n"
+                        params="dataset: synth\nmodels: [maavt]\nseed: 0\nunvalidated: false\n"
                                "maavt: {adapter_rate: 0.1}\nlavish: {adapter_rate: 0.4}\n")
 
 
@@ -64,7 +64,9 @@ def test_each_model_runs_at_the_rate_that_validation_chooses_and_a_second_compar
     assert float(second["lead_low"]) <= 0.1 <= float(second["lead_high"])
     assert "<svg" in (project / "data" / "comparison" / "comparison.svg").read_text()
     page = (project / "data" / "comparison" / "index.html").read_text()
-    assert "<svg" in page and "mean &plusmn; deviation over 2 seeds" in page and "+10.0" in page
+    for text in ("maavt, lavish on synth", "standard deviation over 2 seeds", "+10.0", "at git revision",
+                 "chance level: 100.0\N{NO-BREAK SPACE}%"):
+        assert text in page
     begun = (project / "begun").read_text().splitlines()
     assert begun == ["maavt 0.05 0", "maavt 0.2 0", "maavt 0.2 1", "lavish 0.2 0", "lavish 0.8 0", "lavish 0.2 1"]
     assert yaml.safe_load((project / "params.yaml").read_text())["maavt"] == {"adapter_rate": 0.1}
@@ -103,8 +105,9 @@ def test_every_rate_that_is_searched_is_a_setting():
 
 def test_a_class_whose_name_has_a_semicolon_is_one_label_unless_clips_have_several(tmp_path):
     (tmp_path / "predictions.csv").write_text("key,second,label,predicted\na,0,dog;rain,dog;rain\nb,0,dog;rain,rain\n")
-    assert list(read_right(tmp_path, several=False).values()) == [True, False]
-    assert list(read_right(tmp_path, several=True).values()) == [False, True]
+    assert list(read_right(tmp_path, several=False)[0].values()) == [True, False]
+    right, chance = read_right(tmp_path, several=True)
+    assert list(right.values()) == [False, True] and chance == 1.0  # rain is in both
 
 
 def test_the_lead_is_over_the_pairs_that_both_have():
@@ -123,7 +126,8 @@ def test_seconds_of_a_clip_are_one_witness():
 
 def test_a_model_is_held_against_the_first_one_or_none():
     def run(right: bool) -> dict:
-        return {"rate": "1", "trained": 1, "epoch": 1, "accuracy": float(right), "right": {("a", "0"): right}}
+        return {"rate": "1", "trained": 1, "epoch": 1, "accuracy": float(right), "chance": 1.0,
+                "right": {("a", "0"): right}}
 
     beside = rows({"maavt": [run(True)], "mbt": [run(False)]}, "maavt")
     assert "lead" not in beside[0] and beside[1]["lead"] == 1.0

@@ -77,6 +77,18 @@ def test_curves_have_a_row_per_epoch(made):
             assert [row["step"] for row in csv.DictReader(file, delimiter="\t")] == ["1", "2"]
 
 
+def test_curves_within_epochs_are_means_whose_mean_is_that_of_the_epoch(made):
+    with open(made / "data/curves/maavt/steps.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in rows][-1] == 2.0 and len(rows) == 14  # 100 samples in batches of 16, twice
+    with open(made / "data/curves/maavt/plots/metrics/train/class_loss.tsv") as file:
+        whole = [float(row["class_loss"]) for row in csv.DictReader(file, delimiter="\t")]
+    sizes = [16] * 6 + [4]
+    for epoch, own in enumerate((rows[:7], rows[7:])):
+        mean = sum(size * float(row["class_loss"]) for size, row in zip(sizes, own, strict=True)) / 100
+        assert mean == pytest.approx(whole[epoch], rel=1e-3)
+
+
 def test_metrics_name_the_kept_epoch_and_what_it_reached(made):
     found = json.loads((made / "data/curves/maavt/metrics.json").read_text())
     assert found["kept"] == {"epoch": config(made)["epoch"], "val_accuracy": config(made)["val_accuracy"]}

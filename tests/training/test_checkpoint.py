@@ -53,8 +53,8 @@ def quiet(made, tmp_path_factory) -> train.Training:
 def same(one: train.Training, other: train.Training) -> bool:
     pairs = [(one.model.state_dict(), other.model.state_dict()), (one.best["weights"], other.best["weights"]),
              (one.average.weights, other.average.weights)]
-    return one.history == other.history and all(torch.equal(tensor, b[name]) for a, b in pairs
-                                                for name, tensor in a.items())
+    logged = one.history == other.history and one.step_log == other.step_log
+    return logged and all(torch.equal(tensor, b[name]) for a, b in pairs for name, tensor in a.items())
 
 
 SERVER = """if True:  # imports once what each of many runs needs
