@@ -14,7 +14,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +27,15 @@ from flows import PROJECT, runs, served_project, take, told
 from flows.lock import drop_damaged
 from flows.process import DVC, only_run, run
 from flows.server import use_server
-from flows.settings import changed, changed_text, check_free, check_project, experiment_name, saving
+from flows.settings import (
+    OUTPUTS_BACK,
+    changed,
+    changed_text,
+    check_free,
+    check_project,
+    experiment_name,
+    saving,
+)
 from maavt import errors
 from maavt.errors import UsageError, UserError
 from maavt.measure import plots
@@ -62,11 +70,11 @@ def experiment(name: str, changes: list[str], project: Path, lock: int, logs: Pa
     Raises UserError when it fails.
     """
     with changed(project, changes):
-        for command in (lambda: ["repro", *targets], lambda: saving(project, name, targets)):
-            done = run([*DVC, *command()], project, lock, logs / f"{name}.log")
+        for step in (nullcontext(["repro", *targets]), saving(project, name, targets)):
+            with step as command:
+                done = run([*DVC, *command], project, lock, logs / f"{name}.log")
             if done.code:
-                raise UserError(f"the experiment {', '.join(changes)} failed: "
-                                f"{(done.tail.splitlines() or ['no message'])[-1]} (all of it: {done.log})")
+                raise UserError(f"the experiment {', '.join(changes)} failed: {done.reason} (all of it: {done.log})")
         return [{"model": model, **speed(project, model), **scores} for model, scores in read_metrics(project).items()]
 
 
@@ -89,7 +97,7 @@ def at_work(project: Path, settings: list[str]) -> Iterator[tuple[int, Path]]:
         try:
             yield lock, logs
         finally:  # models and predictions, which git does not see: those of the settings that are back in params.yaml
-            run([*DVC, "checkout", "--quiet"], project, lock, logs / "checkout.log", quiet=True)
+            run([*DVC, *OUTPUTS_BACK], project, lock, logs / "checkout.log", quiet=True)
 
 
 @flow(persist_result=False)

@@ -28,9 +28,11 @@ def main() -> None:
     name = options.name or experiment_name(options.settings)
     with only_run(project, print):
         drop_damaged(project)
-        with changed(project, options.settings):
-            failed = _failed(project, "repro") or _failed(project, *saving(project, name), "--quiet")
-        subprocess.run([*DVC, "checkout", "--quiet"], cwd=project, capture_output=True)  # the cache may lack some
+        with changed(project, options.settings, outputs=True):
+            failed = _failed(project, "repro")
+            if not failed:
+                with saving(project, name) as command:
+                    failed = _failed(project, *command, stdout=subprocess.DEVNULL)  # not its errors
     if failed:
         raise UserError(f"the experiment {name} failed; the workspace is as it was, and what was made is kept: the "
                         "same again goes on from there")
@@ -38,8 +40,8 @@ def main() -> None:
           f"`dvc exp apply {name}` brings its settings and results here")
 
 
-def _failed(project: Path, *command: str) -> bool:
-    with guarded([*DVC, *command], cwd=project) as process:
+def _failed(project: Path, *command: str, **options) -> bool:
+    with guarded([*DVC, *command], cwd=project, **options) as process:
         return process.wait() != 0
 
 

@@ -104,8 +104,9 @@ def push_cache(project: Path, lock: int, logs: Path) -> State:
 @task(name="experiment", task_run_name="experiment {name}", cache_policy=NO_CACHE, persist_result=False)
 def save_experiment(name: str, project: Path, lock: int, logs: Path) -> State:
     """`dvc exp save`: what the workspace has becomes the experiment of that name, instead of an older one."""
-    done = run([*DVC, *saving(project, name)], project, lock, logs / "experiment.log")
-    return Failed(message=f"dvc exp save failed with exit code {done.code}") if done.code else Completed()
+    with saving(project, name) as command:
+        done = run([*DVC, *command], project, lock, logs / "experiment.log")
+    return Failed(message=f"dvc exp save failed: {done.reason}") if done.code else Completed()
 
 
 def in_order(needs: dict[str, set[str]], start: Callable, at_once: int) -> Iterator[tuple[str, State]]:
@@ -160,10 +161,8 @@ def pipeline(set: list[str] | None = None, push: bool = False, retries: int = 0,
         with (runs.alive(project, flow_run.id), concurrency(within or [], strict=True),
               only_run(project, get_run_logger().warning) as lock):
             drop_damaged(project)
-            with changed(project, settings), stopping():
+            with changed(project, settings, outputs=True), stopping():
                 state = bring_up_to_date(project, settings, push, retries, pause, lock, logs, facts)
-            if settings:  # what is not in the cache is made by the next run
-                run([*DVC, "checkout", "--quiet"], project, lock, logs / "checkout.log", quiet=True)
     except UserError as error:
         state = Failed(message=str(error))
     told.notify(facts | {"state": state.name, "message": state.message})

@@ -89,6 +89,12 @@ class Done:
     tail: str
     log: Path
 
+    @property
+    def reason(self) -> str:
+        """The last line that is an error, or the last of all."""
+        lines = self.tail.splitlines() or ["no message"]
+        return next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1])
+
 
 def run(command: list[str] | tuple[str, ...], project: Path, lock: int, log: Path, *,
         quiet: bool = False) -> Done:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -214,8 +215,10 @@ def atomic(path: Path) -> Iterator[Path]:
         try:
             yield temporary
         except Exception as error:
-            if shutil.disk_usage(path.parent).free < 1 << 16:  # torch and safetensors name it otherwise
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            said = re.search(r"\(os error (\d+)\)", str(error))  # by safetensors; torch does not say why
+            full = errno.ENOSPC if shutil.disk_usage(path.parent).free < 1 << 16 else 0
+            if code := int(said[1]) if said else full:
+                raise OSError(code, os.strerror(code), str(path)) from error
             raise
         with open(temporary, "rb") as file:
             os.fchmod(file.fileno(), 0o644)

@@ -75,8 +75,6 @@ def clone(folder: Path, /, **changes) -> Path:
         if (ROOT / name).is_file() and not name.startswith("tests/") and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    for results in ("data/eval", "data/curves"):  # of the committed run
-        shutil.rmtree(folder / results, ignore_errors=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_settings(**changes)))
     return as_repository(folder)
 

@@ -42,7 +42,9 @@ def test_everything_runs_once_then_only_the_look_at_files_then_only_what_tokens_
 
     assert stages_run(dvc(clone, "repro")) == ["listing"]
 
-    subprocess.run(["git", "add", "dvc.lock", "data"], cwd=clone, check=True)
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, check=True, capture_output=True, text=True)
+    assert status.stdout == "?? dvc.lock\n"
+    subprocess.run(["git", "add", "dvc.lock"], cwd=clone, check=True)
     subprocess.run(["git", "commit", "-qm", "first run"], cwd=clone, check=True, env=ENV)
     experiment = dvc(clone, "exp", "run", "--name", "ten", "-S", "tokens=10")
     assert sorted(stages_run(experiment)) == ["benchmark", "evaluate@maavt", "listing", "report", "train@maavt"]
@@ -58,9 +60,6 @@ def test_everything_runs_once_then_only_the_look_at_files_then_only_what_tokens_
         assert 0 <= data["metrics"]["data/eval/maavt/metrics.json"]["data"]["accuracy"] <= 1
 
     assert "data/eval/maavt/metrics.json" in json.loads(dvc(clone, "metrics", "diff", "--json", "--all"))
-
-    plots = dvc(clone, "plots", "show", "--json")
-    assert "confusion.csv" in plots and "val/accuracy.tsv" in plots
 
 
 def test_a_wrong_value_is_one_clear_error_and_the_next_run_goes_on(clone):

@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from maavt.errors import UserError
 from maavt.work import atomic, fingerprint, project_root, publish, workspace
@@ -158,3 +160,22 @@ def test_hidden_leftovers_of_a_kill_are_overwritten(tmp_path):
     with atomic(tmp_path / "a") as temporary:
         temporary.write_text("x")
     assert sorted(os.listdir(tmp_path)) == ["a", "dvc.yaml"]
+
+
+@pytest.mark.parametrize("size", [4_000_000, 900_000])  # bytes: of which not much, or nearly all finds room
+def test_a_disk_that_is_too_small_for_safetensors_is_an_error_of_the_disk(tmp_path, size):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no small disk can be had here")
+    try:
+        with pytest.raises(OSError, match="No space left on device.*weights"), atomic(tmp_path / "weights") as path:
+            save_file({"weight": np.zeros(size, np.uint8)}, path)
+        assert not list(tmp_path.iterdir())
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_other_errors_of_the_disk_keep_their_reason(tmp_path):
+    with pytest.raises(PermissionError), atomic(tmp_path / "weights"):
+        raise RuntimeError("I/O error: Permission denied (os error 13)")
+    with pytest.raises(RuntimeError, match="^no matrix$"), atomic(tmp_path / "weights"):
+        raise RuntimeError("no matrix")

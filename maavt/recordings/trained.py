@@ -3,10 +3,12 @@
 B windows, S image size, C classes.
 """
 
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from torch import nn
 
 from maavt.clips import ABSENT, BACKGROUND, SEVERAL
 from maavt.errors import UsageError, UserError
+from maavt.fetch import cached
 from maavt.fetch.tree import shown
 from maavt.media.rejected import explain
 from maavt.models import MODELS
@@ -32,13 +35,34 @@ WAITING = 3  # batches that the model has before it, while more are read
 
 
 def folder_of(model: str | os.PathLike) -> Path:
-    """The folder of a model: one of this project by its name, or any by its path. Raises UsageError for none."""
+    """The folder of a model: one of this project by its name, or any by its path. Raises UsageError for none, and
+    UserError for one of this project that a run has taken away."""
     if model in MODELS:
-        return project_root() / "data" / "models" / model
+        folder = (root := project_root()) / "data" / "models" / model
+        if not (folder / "config.json").exists() and (why := _taken_away(root, f"data/models/{model}")):
+            raise UserError(f"no {folder}: {why}")
+        return folder
     if not (Path(model) / "config.json").is_file():
         raise UsageError(f"no model in {os.fspath(model)}; expected {', '.join(MODELS)} (of this project), or the "
                          "folder that maavt export wrote")
     return Path(model)
+
+
+def _taken_away(root: Path, output: str) -> str | None:
+    """Why an output of the project in `root` is not there although it was made, and what brings it back; None where
+    it was never made."""
+    tmp = root / ".dvc" / "tmp"
+    with suppress(OSError, ValueError), open(tmp / "rwlock") as file:
+        writers = [owner["pid"] for path, owner in json.load(file)["write"].items() if Path(path) == root / output]
+        for process in writers:
+            os.kill(process, 0)  # raises OSError where it is gone
+            return f"a run that makes it anew is at work (process {process}); wait until it ends, and ask again"
+    if (tmp / "before").exists():
+        return "an experiment is at work here, or was killed; wait until it ends, or bring the model back: make repro"
+    if cached.sums(root, output):
+        return (f"DVC's cache has the one that dvc.lock names: dvc checkout {output} brings it back, make repro makes "
+                "that of params.yaml")
+    return None
 
 
 class Trained:

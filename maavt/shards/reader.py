@@ -53,7 +53,9 @@ class Reader:
                     return json.loads(file.read())
             return json.loads((Path(self.place) / "index.json").read_text())
         except FileNotFoundError:
-            raise UserError(f"no {self.place}/index.json; run the shard stage first (dvc repro shard)") from None
+            advice = "copy data/shards/DATASET there, or change MAAVT_SHARDS" if os.environ.get("MAAVT_SHARDS") else \
+                "run the shard stage first (dvc repro shard)"
+            raise UserError(f"no {self.place}/index.json; {advice}") from None
         except ValueError as error:
             raise UserError(f"{self.place}/index.json is damaged ({error}); {self.advice}") from None
 
@@ -110,12 +112,16 @@ def _fetched(url: str) -> BinaryIO:
                     file.write(data)
             file.seek(0)
             return file
-        except FileNotFoundError:
-            raise
         except ImportError as error:
             raise UserError(f"{url}: {error}; for s3 that is pip install 'maavt[s3]'") from None
         except Exception as error:  # each protocol has errors of its own
             file.close()
+            if isinstance(error, FileNotFoundError):  # fsspec says so, too, of a server that is down
+                cause = error.__cause__
+                if not url.startswith("http") or isinstance(cause, FileNotFoundError | None) or \
+                        getattr(cause, "status", 0) == 404:
+                    raise
+                error = cause
             if number + 1 == TRIES:
                 raise UserError(f"{url} cannot be fetched ({type(error).__name__}: {error}), tried {TRIES} times; is "
                                 "the place reachable from here, and are its keys set?") from None

@@ -5,6 +5,7 @@ hub), random, or a path to a .safetensors file in timm's format. Nothing is ever
 """
 
 import argparse
+import errno
 import json
 import sys
 from pathlib import Path
@@ -79,6 +80,8 @@ def _from_timm(name: str) -> tuple[dict[str, Tensor], dict]:
     try:
         vit = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client raises many kinds
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         raise UserError(
             f"weights: timm's weights of {name} could not be had from the Hugging Face hub "
             f"({type(error).__name__}: {str(error).splitlines()[0][:200]}). Connect this machine to the network, or "

