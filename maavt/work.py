@@ -235,10 +235,24 @@ def table_rows(file: TextIO, **dialect) -> csv.DictReader:
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
     """Rows as CSV with these columns; one temporary name, then in place."""
-    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(UnixLines(file), list(columns))
         writer.writeheader()
         writer.writerows(rows)
+
+
+class UnixLines:
+    """A file for csv.writer to write to, whose lines end with a newline alone.
+
+    csv.writer(lineterminator="\\n") would do the same, but leaves a carriage return in a field without quotes, and
+    readers take that for the end of the row.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, line: str) -> int:
+        return self.file.write(line.removesuffix("\r\n") + "\n")
 
 
 def sha256(path: Path | int) -> str:

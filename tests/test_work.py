@@ -1,3 +1,4 @@
+import csv
 import os
 import shutil
 import subprocess
@@ -5,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from maavt.errors import UserError
-from maavt.work import atomic, fingerprint, project_root, publish, workspace
+from maavt.work import atomic, fingerprint, project_root, publish, workspace, write_table
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +161,19 @@ def test_hidden_leftovers_of_a_kill_are_overwritten(tmp_path):
     with atomic(tmp_path / "a") as temporary:
         temporary.write_text("x")
     assert sorted(os.listdir(tmp_path)) == ["a", "dvc.yaml"]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\r\n\t\0\x0b\x1c\x85\u2028\",;"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(rows=st.lists(st.fixed_dictionaries({"a\r": TEXT, "b": TEXT})))
+def test_a_table_is_read_as_it_was_written_whatever_its_fields_hold(tmp_path, rows):
+    write_table(tmp_path / "table.csv", ["a\r", "b"], rows)
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == rows
+
+
+def test_the_lines_of_a_table_end_with_a_newline_alone(tmp_path):
+    write_table(tmp_path / "table.csv", ["a", "b"], [{"a": 1, "b": "x\r"}, {"a": "", "b": "\r\n"}])
+    assert (tmp_path / "table.csv").read_bytes() == b'a,b\n1,"x\r"\n,"\r\n"\n'

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 SYSTEM = {"__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "thumbs.db",
           "desktop.ini", "system volume information"}  # what systems and network disks leave, in small letters
+UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, separators of lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,9 @@ class Entry:
 
 
 def shown(name: str) -> str:
-    """A file name as people can read and any file can hold it."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file name as people can read and any file can hold it: what is no UTF-8, control characters and separators of
+    lines as escapes."""
+    return UNREADABLE.sub(lambda found: ascii(found[0])[1:-1], os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def walk(root: Path, *, hidden: bool = True) -> Iterator[Entry]:

@@ -23,6 +23,7 @@ from maavt.fetch import CONTENT, FINAL, Failed
 from maavt.fetch.budget import Budget
 from maavt.media.decode import MAX_PACKETS, Rejected
 from maavt.progress import progress
+from maavt.work import UnixLines
 from maavt.workers import fan_out
 
 OK = "ok"
@@ -71,7 +72,7 @@ class Store:
                 self._states.pop(path, None)
                 return
             self._states[path] = (failure.kind, failure.reason)
-            csv.writer(self._journal, lineterminator="\n").writerow((path, failure.kind, failure.reason))
+            csv.writer(UnixLines(self._journal)).writerow((path, failure.kind, failure.reason))
 
     def refresh(self) -> None:
         """Look again which files are there, after others have put some."""
@@ -103,7 +104,7 @@ class Store:
         """Keep in mind that a file was looked into and found good."""
         with self._lock:
             self._states[path] = (OK, "")
-            csv.writer(self._journal, lineterminator="\n").writerow((path, OK, ""))
+            csv.writer(UnixLines(self._journal)).writerow((path, OK, ""))
 
     def manifest(self, otherwise: str) -> list[Clip]:
         """All clips with their last state; `otherwise` is the reason of those that nothing is known of."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from maavt.clips import SEVERAL
 from maavt.errors import UserError
+from maavt.fetch.tree import shown
 from maavt.params import Folder
 from maavt.sources.lists import SPLIT_NAMES, number
 from maavt.work import table_rows
@@ -76,6 +77,8 @@ def _row(where: str, fields: dict, root: Path, settings: Folder) -> Row:
     label = unicodedata.normalize("NFC", label)
     if len(label.splitlines()) > 1:
         raise UserError(f"{where}: the label {label[:40]!r} goes on over lines; expected a closing quote before")
+    if shown(label) != label:
+        raise UserError(f"{where}: the label {label[:40]!r} holds a control character; remove it")
     if SEVERAL in label:
         label = SEVERAL.join(sorted({part.strip() for part in label.split(SEVERAL)} - {""}))
         if not label:
