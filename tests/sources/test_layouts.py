@@ -32,8 +32,9 @@ def found(survey: folder.Survey) -> Counter:
 
 @pytest.mark.parametrize("name, split", [
     ("train", "train"), ("TrainSet", "train"), ("training_set", "train"), ("train_data", "train"),
-    ("01_train", "train"), ("validation-split", "val"), ("Valid", "val"), ("devset", "val"), ("DEV", "val"), ("test set", "test"),
-    ("TESTING", "test"), ("3. Eval", "test"), ("data-test-videos", "test"), ("trn", "train"), ("test1", "test"),
+    ("01_train", "train"), ("validation-split", "val"), ("Valid", "val"), ("devset", "val"), ("DEV", "val"),
+    ("test set", "test"), ("TESTING", "test"),
+    ("3. Eval", "test"), ("data-test-videos", "test"), ("trn", "train"), ("test1", "test"),
     ("train horning", ""), ("trains", ""), ("testimony", ""), ("train_test", ""), ("trainval", ""), ("data", ""),
     ("valley", ""), ("dog", ""), ("01", ""), ("évaltest", ""),
 ])
