@@ -76,7 +76,11 @@ def _published(folder: Path) -> list[dict]:
             raise UserError(f"{where}: an event from {row[3]} to {row[4]}; expected times within {SECONDS} s")
         rows.append({"id": video_id(row[1], where), "label": check_label(row[0], classes, where), "start": start,
                      "end": end})
-    splits = _orders(folder) if (folder / "train_order.h5").exists() else _sets(folder, rows)
+    if (folder / "train_order.h5").exists():
+        splits = _orders(folder)
+    else:
+        rows = [dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)]
+        splits = _sets(folder, rows)
     if sorted(splits) != list(range(len(rows))):
         raise UserError(f"{folder}: the splits hold {len(splits)} of {len(rows)} rows of Annotations.txt; expected "
                         "each row once. Do the files belong together?")
@@ -94,7 +98,10 @@ def _orders(folder: Path) -> dict[int, str]:
     for split in SPLITS:
         try:
             with h5py.File(folder / f"{split}_order.h5") as file:
-                splits |= {int(place): split for place in file["order"][:]}
+                for place in map(int, file["order"][:]):
+                    if splits.setdefault(place, split) != split:
+                        raise UserError(f"{folder / f'{split}_order.h5'}: row {place} of Annotations.txt is in "
+                                        f"{splits[place]}_order.h5, too; expected it in one split")
         except (OSError, KeyError) as error:
             raise UserError(f"{folder / f'{split}_order.h5'} is no order of rows ({error})") from None
     return splits
@@ -111,5 +118,6 @@ def _sets(folder: Path, rows: list[dict]) -> dict[int, str]:
             facts = (row[1], row[0], number(row[3], where), number(row[4], where))
             if facts not in places:
                 raise UserError(f"{where}: there is no such row in Annotations.txt; do the files belong together?")
-            splits[places[facts]] = split
+            if splits.setdefault(places[facts], split) != split:
+                raise UserError(f"{where}: the row is in {splits[places[facts]]}Set.txt, too; expected it in one split")
     return splits

@@ -19,6 +19,7 @@ from maavt.sources.lists import (
     annotations_folder,
     check_label,
     choose_split,
+    each_once,
     read_classes,
     read_packaged,
     read_rows,
@@ -46,7 +47,7 @@ def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
     Four clips are known to be bad: they are listed as failed, and never fetched.
     """
     if annotations:
-        rows = _published(annotations_folder(annotations, "cremad"))
+        rows = each_once(_published(annotations_folder(annotations, "cremad")))
     else:
         rows = ((row["clip"], row["label"], row["split"]) for row in read_packaged("cremad.csv"))
     return [_clip(*row, params) for row in rows]
@@ -226,10 +227,10 @@ def _clip(name: str, label: str, split: str, params: Params) -> Clip:
 
 
 def _published(folder: Path):
-    """(clip, emotion, split) from train.csv and test.csv."""
+    """(where, clip, (clip, emotion, split)) from train.csv and test.csv."""
     classes = read_classes("cremad_classes.txt")
     for split in ("train", "test"):
         for where, (name, label) in read_rows(folder / f"{split}.csv", 2):
             if not re.fullmatch(r"\d{4}_[A-Z]{3}_[A-Z]{3}_[A-Z]{2}", name):
                 raise UserError(f"{where}: {name!r} is no clip's name; expected such as 1001_DFA_ANG_XX")
-            yield name, check_label(label, classes, where), split
+            yield where, name, (name, check_label(label, classes, where), split)

@@ -60,6 +60,21 @@ def read_rows(path: Path, columns: int, **dialect) -> Iterator[tuple[str, list[s
         raise UserError(f"{path} is not a list as the authors publish it ({error})") from None
 
 
+def each_once(rows: Iterable[tuple[str, str, tuple]]) -> Iterator[tuple]:
+    """The facts of (where, name of the clip, facts), the first of those that are there twice.
+
+    Raises UserError where a later one says something else of the clip.
+    """
+    first: dict[str, tuple[str, tuple]] = {}
+    for where, name, facts in rows:
+        line, earlier = first.setdefault(name, (where, facts))
+        if facts != earlier:
+            raise UserError(f"{where}: {name} with {facts}, but with {earlier} in {line}; expected each clip once. "
+                            "Remove the row that is wrong")
+        if line == where:
+            yield facts
+
+
 def number(text: str, where: str) -> float:
     """A time in seconds; raises UserError that says where it stands."""
     try:

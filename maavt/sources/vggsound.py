@@ -16,6 +16,7 @@ from maavt.sources.lists import (
     annotations_folder,
     check_label,
     choose_split,
+    each_once,
     number,
     read_classes,
     read_packaged,
@@ -45,8 +46,9 @@ def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
         full = folder / "vggsound.csv"
         rows = _full(full) if full.exists() else _test(folder / "test.csv")
     else:
-        rows = ((row["id"], int(row["start"]), row["label"], "test") for row in read_packaged("vggsound_test.csv"))
-    return [_clip(*row, params.vggsound.val_share) for row in rows]
+        rows = (("", f"{row['id']}_{row['start']}", (row["id"], int(row["start"]), row["label"], "test"))
+                for row in read_packaged("vggsound_test.csv"))
+    return [_clip(*row, params.vggsound.val_share) for row in each_once(rows)]
 
 
 def annotations(params: Params, folder: Path, http: Http) -> Path:
@@ -114,17 +116,19 @@ def _clip(video: str, start: int, label: str, split: str, val_share: float) -> C
 
 
 def _full(path: Path):
-    """(video, start, label, split) from vggsound.csv."""
+    """(where, clip, (video, start, label, split)) from vggsound.csv."""
     classes = set(read_classes("vggsound_classes.txt"))
     for where, (video, start, label, split) in read_rows(path, 4):
         if split not in ("train", "test"):
             raise UserError(f"{where}: the split {split!r}; expected train or test")
-        yield video_id(video, where), int(number(start, where)), check_label(label, classes, where), split
+        start = int(number(start, where))
+        yield where, f"{video}_{start:06d}", (video_id(video, where), start, check_label(label, classes, where), split)
 
 
 def _test(path: Path):
-    """(video, start, label, "test") from test.csv."""
+    """(where, clip, (video, start, label, "test")) from test.csv."""
     classes = set(read_classes("vggsound_classes.txt"))
     for where, (name, label) in read_rows(path, 2):
         video, _, start = name.removesuffix(".mp4").rpartition("_")
-        yield video_id(video, where), int(number(start, where)), check_label(label, classes, where), "test"
+        start = int(number(start, where))
+        yield where, f"{video}_{start:06d}", (video_id(video, where), start, check_label(label, classes, where), "test")
