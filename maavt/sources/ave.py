@@ -1,5 +1,7 @@
 """AVE (Tian et al., ECCV 2018): 4,143 clips of 10 s, 28 classes, and background outside each clip's event."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from maavt.clips import SPLITS, Clip, Labels
@@ -43,26 +45,33 @@ def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
 
 def fetch(params: Params, store: Store, http: Http) -> str:
     """Get the clips from the zip on Google Drive, or from a zip or folder of one's own; the reason of the others."""
-    if store.missing():
-        if params.ave.local:
-            take_local(params.ave.local, store, "ave.local")
-        else:
-            from maavt.fetch import drive  # gdown takes its time
+    if params.ave.local:
+        take_local(params.ave.local, store, "ave.local", _spellings)
+    elif store.missing():
+        from maavt.fetch import drive  # gdown takes its time
 
-            archive = Archive(name="AVE.zip", url=params.ave.url)
-            try:
-                outcome = fetch_archives([archive], store, http, lambda archive, path: drive.fetch(
-                    http, archive.url, path)).get(archive.name)
-            except Failed as failed:
-                if failed.kind == SESSION and "ave.local" not in failed.reason:
-                    raise Failed(SESSION, f"{failed.reason}; or fetch the zip by other means and set ave.local"
-                                 ) from None
-                raise
-            if isinstance(outcome, Failed):
-                raise UserError(f"{params.ave.url}: {outcome.reason}; fetch the zip by other means and set ave.local")
-            if outcome and (outcome.broken or outcome.skipped["damaged"]):
-                return "transient: not in the damaged archive"
+        archive = Archive(name="AVE.zip", url=params.ave.url)
+        try:
+            outcome = fetch_archives([archive], store, http, lambda archive, path: drive.fetch(
+                http, archive.url, path), _spellings).get(archive.name)
+        except Failed as failed:
+            if failed.kind == SESSION and "ave.local" not in failed.reason:
+                raise Failed(SESSION, f"{failed.reason}; or fetch the zip by other means and set ave.local"
+                             ) from None
+            raise
+        if isinstance(outcome, Failed):
+            raise UserError(f"{params.ave.url}: {outcome.reason}; fetch the zip by other means and set ave.local")
+        if outcome and (outcome.broken or outcome.skipped["damaged"]):
+            return "transient: not in the damaged archive"
     return "permanent: not in the archive"
+
+
+def _spellings(stem: str) -> Iterator[str]:
+    """What the list calls a file that names begin and end in AudioSet, too: ID_30_40, ID_30000_40000, ID_30."""
+    for _ in range(2):
+        stem, times = re.fullmatch(r"(.*?)([_. -]\d+(?:\.\d+)?)?", stem, re.DOTALL).groups()
+        if times:
+            yield stem
 
 
 def _published(folder: Path) -> list[dict]:

@@ -1,6 +1,8 @@
 """CREMA-D (Cao et al., 2014): 7,442 clips of 1 to 4 s, 91 actors, 6 emotions; picture and sound are two files."""
 
 import re
+import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -11,10 +13,13 @@ from maavt.clips import Clip, Labels
 from maavt.errors import UserError
 from maavt.fetch import CONTENT, ENVIRONMENT, PERMANENT, SESSION, STOPPING, Failed, lfs
 from maavt.fetch.http import Http
+from maavt.fetch.tree import shown, walk
 from maavt.media.decode import Rejected
 from maavt.params import Params
 from maavt.progress import progress
+from maavt.sources.archives import choose, rank
 from maavt.sources.lists import (
+    SUFFIXES,
     WHOLE,
     annotations_folder,
     check_label,
@@ -30,6 +35,7 @@ from maavt.workers import fan_out
 
 SHORTEST = 0.1  # seconds
 Joint = tuple[Clip, Path, Path, Path]  # picture, sound, and where both go
+SOUNDS = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 BATCH = 20  # clips whose LFS pointers are followed with one request
 
 # The data set's own README says so of these.
@@ -58,7 +64,7 @@ def fetch(params: Params, store: Store, http: Http) -> str:
 
     Returns the reason of the others.
     """
-    missing = store.missing()
+    missing = store.absent() if params.cremad.local else store.missing()
     with progress(total=len(missing), label="CREMA-D", unit="clip") as bar:
 
         received = [0]
@@ -127,13 +133,32 @@ def _from_clone(root: Path, missing: list[Clip], store: Store,
     """What `join` needs, for each clip whose files are in the clone."""
     if not root.is_dir():
         raise UserError(f"cremad.local: {root} is no folder; expected a clone of the data set's repository")
+    listed, strange, count = {clip.key for clip in store.clips}, "", [0, 0]
+    found: tuple[dict[str, list[str]], ...] = (defaultdict(list), defaultdict(list))  # pictures, sounds
+    for name in sorted(entry.name for entry in walk(root, hidden=False) if not entry.reason):
+        key, suffix = PurePosixPath(name).stem.upper().replace("-", "_"), PurePosixPath(name).suffix.lower()
+        if suffix in SUFFIXES:
+            count = [count[0] + 1, count[1] + (key not in listed)]
+            strange = strange or (name if key not in listed else "")
+        if key in listed and suffix in SUFFIXES | SOUNDS:
+            found[suffix in SOUNDS][key].append(name)
+    if strange:
+        print(f"warning: cremad.local: {count[1]} of {count[0]} videos match no clip of the list, such as "
+              f"{shown(strange)}; expected names such as {_files(store.clips[0])[0]}", file=sys.stderr)
+    pictures, sounds = (choose(files, lambda name, part=part: rank(name, _documented(name, part)), root, "cremad.local")
+                        for part, files in enumerate(found))
     for clip in missing:
-        try:
-            picture, sound = (_real(root / name, root) for name in _files(clip))
-        except FileNotFoundError:
-            fail(clip, Failed(PERMANENT, "not in the clone"))
+        picture = pictures.get(clip.key, "")
+        sound = sounds.get(clip.key) or (picture if not picture.lower().endswith(".flv") else "")
+        if picture and sound:  # the .flv files of the repository have a sound of lower quality
+            yield clip, _real(root / picture, root), _real(root / sound, root), store.place(clip.path)
         else:
-            yield clip, picture, sound, store.place(clip.path)
+            fail(clip, Failed(PERMANENT, "not in the clone"))
+
+
+def _documented(name: str, part: int) -> str:
+    """The place in the repository of a file's picture (part 0) or sound (1)."""
+    return _paths(PurePosixPath(name).stem.upper().replace("-", "_"))[part]
 
 
 def _real(path: Path, root: Path) -> Path:
@@ -212,7 +237,11 @@ def _fetch(file: Path, target: lfs.Pointer, place: lfs.Place | Failed, http: Htt
 
 
 def _files(clip: Clip) -> tuple[str, str]:
-    return f"VideoFlash/{clip.key}.flv", f"AudioWAV/{clip.key}.wav"
+    return _paths(clip.key)
+
+
+def _paths(key: str) -> tuple[str, str]:
+    return f"VideoFlash/{key}.flv", f"AudioWAV/{key}.wav"
 
 
 def _clip(name: str, label: str, split: str, params: Params) -> Clip:

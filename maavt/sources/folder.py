@@ -18,18 +18,13 @@ from maavt.media.rejected import REASONS
 from maavt.params import Params
 from maavt.progress import progress
 from maavt.sources.archives import copy
-from maavt.sources.lists import SPLIT_NAMES, WHOLE, choose_split, safe_key, split_of, words_of
+from maavt.sources.lists import SPLIT_NAMES, SUFFIXES, WHOLE, choose_split, safe_key, split_of, words_of
 from maavt.sources.look import Look, look_at
 from maavt.sources.splits import share_out
 from maavt.sources.store import Store
 from maavt.sources.table import SLACK, Row, read_table, unread
 from maavt.work import project_root
 
-# A file with such a name is meant to be a clip, and listed as failed where it is none; any other is a clip if it has
-# picture and sound, and not taken otherwise.
-SUFFIXES = {f".{name}" for name in (
-    "3g2 3gp asf avi divx dv f4v flv insv lrv m2t m2ts m2v m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf ogv qt rm "
-    "rmvb tod ts vob webm wmv").split()}
 LAYOUTS = ("<class>/<clip>, <train|val|test>/<class>/<clip>, <class>/<train|val|test>/<clip> (or training, valid, "
            "validation, dev, testing, eval), or a table (folder.table)")
 

@@ -16,6 +16,11 @@ from maavt.errors import UserError
 
 WHOLE = 3600.0  # end of the event, in seconds, where a label is that of the whole clip
 LONGEST_KEY = 80  # characters; a key is a part of file names
+# A file with such a name is meant to be a clip, and listed as failed where it is none. In a folder of one's own any
+# other is a clip, too, if it has picture and sound.
+SUFFIXES = {f".{name}" for name in (
+    "3g2 3gp asf avi divx dv f4v flv insv lrv m2t m2ts m2v m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf ogv qt rm "
+    "rmvb tod ts vob webm wmv").split()}
 SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "training": "train", "valid": "val",
                "validation": "val", "dev": "val", "testing": "test", "eval": "test", "trn": "train", "validate": "val",
                "development": "val", "tst": "test", "evaluation": "test"}  # what people call them

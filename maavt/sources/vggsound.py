@@ -1,6 +1,8 @@
 """VGGSound (Chen et al., ICASSP 2020): about 200,000 clips of 10 s from YouTube, 309 classes, one label per clip."""
 
 import os
+import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -72,13 +74,13 @@ def fetch(params: Params, store: Store, http: Http) -> str:
     Returns the reason of the others.
     """
     settings, reason = params.vggsound, "permanent: not in the archives"
-    if store.missing() and settings.local:
-        take_local(settings.local, store, "vggsound.local")
+    if settings.local:
+        take_local(settings.local, store, "vggsound.local", _spellings)
     elif store.missing():
         from maavt.fetch import hub  # its client takes its time
 
         found = hub.archives(http, settings.hub, settings.repository, settings.revision, settings.archives)
-        results = fetch_archives(found, store, http, partial(hub.fetch, http))
+        results = fetch_archives(found, store, http, partial(hub.fetch, http), _spellings)
         if any(isinstance(result, Failed) for result in results.values()):
             reason = "transient: not in the archives that could be had"
     if settings.youtube and (missing := store.missing()):
@@ -105,6 +107,21 @@ def _fill_gaps(missing: list[Clip], url: str, store: Store) -> None:
                 raise
             if vain == FRUITLESS:
                 raise Failed(SESSION, f"{vain} videos in a row failed; wait a while, or check the network") from failed
+
+
+def _spellings(stem: str) -> Iterator[str]:
+    """What the list calls a file that names its second otherwise, or the end of its seconds, too: ID_30, ID_30_40,
+    ID_30000_40000, ID_000030_000040."""
+    time = r"[_. -](\d+(?:\.\d+)?)"
+    if both := re.fullmatch(f"(.+?){time}{time}", stem, re.DOTALL):
+        video, begin, end = both[1], float(both[2]), float(both[3])
+        for unit in (1, 1000):  # seconds or milliseconds
+            if unit / 2 <= end - begin <= (SECONDS + 0.5) * unit:
+                yield f"{video}_{int(begin / unit):06d}"
+    if one := re.fullmatch(f"(.+){time}", stem, re.DOTALL):
+        for unit in (1, 1000):
+            if float(one[2]) % unit == 0 or unit == 1:
+                yield f"{one[1]}_{int(float(one[2]) / unit):06d}"
 
 
 def _clip(video: str, start: int, label: str, split: str, val_share: float) -> Clip:
