@@ -5,6 +5,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import av
@@ -116,9 +117,9 @@ def join(item: Joint) -> None:
             packets = []
             for stream in (first.streams.video[0], second.streams.audio[0]):
                 copied = joined.add_stream_from_template(stream)
-                for packet in stream.container.demux(stream):
-                    if packet.dts is not None:  # the last one is empty
-                        packets.append((packet.dts * packet.time_base, copied, packet))
+                own = [packet for packet in stream.container.demux(stream) if packet.size]  # the last one is empty
+                _time(own)
+                packets += [(packet.dts * packet.time_base, copied, packet) for packet in own]
             if len({copied.index for _, copied, _ in packets}) < 2:
                 raise Rejected("too short", "picture or sound has no data")
             for _, copied, packet in sorted(packets, key=lambda entry: entry[0]):
@@ -126,6 +127,18 @@ def join(item: Joint) -> None:
                 joined.mux(packet)
     except (av.FFmpegError, ValueError) as error:
         raise Rejected("not media", str(error)) from None
+
+
+def _time(packets: list[av.Packet]) -> None:
+    """Give each packet a decoding time: Matroska leaves out those of the first ones, before frames that are shown
+    earlier."""
+    known = [number for number, packet in enumerate(packets) if packet.dts is not None]
+    step = max(packets[known[0]].duration or 1, 1) if known else 1
+    for number in reversed(range(known[0] if known else 0)):
+        packets[number].dts = packets[number + 1].dts - step
+    for before, packet in pairwise(packets):
+        if packet.dts is None:
+            packet.dts = before.dts + step if before.dts is not None else packet.pts
 
 
 def _from_clone(root: Path, missing: list[Clip], store: Store,
