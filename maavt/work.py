@@ -4,19 +4,23 @@ DVC deletes a stage's outputs before it runs the stage again, so what is to surv
 the stage ends: what is published before has second names here, and the next start goes by the hashes noted with them.
 """
 
+import codecs
 import csv
 import ctypes
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
 import re
 import shutil
+import string
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
@@ -228,20 +232,99 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def table_rows(file: TextIO, **dialect) -> csv.DictReader:
-    """The rows of somebody's table by their columns, which are separated as in its header: a spreadsheet writes commas,
-    semicolons or tabs, as its language is used to."""
-    header = file.readline()
-    file.seek(0)
-    return csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True, **dialect)
+def read_table(path: Path, known: Sequence[str]) -> tuple[list[str], Iterator[tuple[int, dict[str | None, str]]]]:
+    """The columns of somebody's table, and its rows, each with the number of its line: as spreadsheets write them.
+
+    Fields are separated as gives most of the `known` columns in the header, or as a first line such as `sep=;` says.
+    Blank rows do not count, nor do columns without a name. A known column may be written with capitals and spaces,
+    where no other is meant. Fields beyond the header, unless they are blank, are a list under None.
+
+    Raises UserError for what is no text in UTF-8 or UTF-16, and csv.Error for quotes that do not match.
+    """
+    lines = io.StringIO(_decoded(path), newline="")
+    while (first := lines.readline()) and not first.strip():
+        pass
+    declared = re.fullmatch(r"\s*\"?sep=(.)\"?[,;\t\s]*", first, re.IGNORECASE)
+    begin = lines.tell() if declared else 0
+
+    def records(delimiter: str, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
+        lines.seek(0)
+        skipped = lines.read(begin)
+        before = skipped.count("\n") or skipped.count("\r")
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != " ", strict=strict)
+        for record in reader:
+            if any(field.strip(BLANK) for field in record):
+                yield before + reader.line_num, record
+
+    def header(delimiter: str) -> list[str]:
+        return _columns(next(records(delimiter, strict=False), (0, []))[1], known)
+
+    delimiter = declared[1] if declared else max(
+        ",;\t|", key=lambda each: (len({*header(each)} & {*known}), len(header(each))))
+    names = header(delimiter)
+
+    def rows() -> Iterator[tuple[int, dict[str | None, str]]]:
+        found = records(delimiter)
+        next(found, None)
+        for line, record in found:
+            row: dict = {name: field for name, field in zip(names, record, strict=False) if name}
+            if beyond := [field for field in record[len(names):] if field.strip(BLANK)]:
+                row[None] = beyond
+            yield line, dict.fromkeys(filter(None, names), "") | row
+
+    return [name for name in names if name], rows()
+
+
+BLANK = string.whitespace + "\N{NO-BREAK SPACE}\N{ZERO WIDTH SPACE}\N{ZERO WIDTH NO-BREAK SPACE}"
+
+
+def _columns(header: list[str], known: Sequence[str]) -> list[str]:
+    """The names in a header, without spaces around, and the known ones as they are known."""
+    names = [name.strip(BLANK) for name in header]
+    plain = Counter(name.casefold() for name in names)
+    spelt = {column.casefold(): column for column in known if column not in names and plain[column.casefold()] == 1}
+    return [spelt.get(name.casefold(), name) for name in names]
+
+
+def _decoded(path: Path) -> str:
+    data = path.read_bytes()
+    if data.startswith(b"PK\3\4"):
+        raise UserError(f"{path} is a workbook or another zip, not a CSV; save the table as \"CSV UTF-8\"")
+    try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data.decode("utf-16")
+        zeros = data[:1000:2].count(0), data[1:1000:2].count(0)  # plain letters in UTF-16 have one zero byte each
+        if max(zeros) > min(len(data), 1000) / 4:
+            return data.decode("utf-16-be" if zeros[0] > zeros[1] else "utf-16-le")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = len(data[: error.start].splitlines())
+        odd = data[error.start : error.start + 1]
+        raise UserError(f"{path}, line {max(where, 1)}: the byte {odd.hex()} is not UTF-8, as expected (in "
+                        f"Windows-1252, which Excel calls CSV, it is {odd.decode('cp1252', 'replace')!r}); save the "
+                        "table as \"CSV UTF-8\"") from None
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
     """Rows as CSV with these columns; one temporary name, then in place."""
-    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(UnixLines(file), list(columns))
         writer.writeheader()
         writer.writerows(rows)
+
+
+class UnixLines:
+    """A file for csv.writer to write to, whose lines end with a newline alone.
+
+    csv.writer(lineterminator="\\n") would do the same, but leaves a carriage return in a field without quotes, and
+    readers take that for the end of the row.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, line: str) -> int:
+        return self.file.write(line.removesuffix("\r\n") + "\n")
 
 
 def sha256(path: Path | int) -> str:

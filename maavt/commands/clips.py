@@ -10,6 +10,7 @@ from maavt.clips import SPLITS, Clip
 from maavt.params import load_params
 from maavt.sources import SOURCES
 from maavt.sources.lists import warnings
+from maavt.work import UnixLines
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
                         "(default: those in the package)")
     args = parser.parse_args(arguments)
     clips = SOURCES[args.dataset].clips(load_params(), args.annotations)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(UnixLines(sys.stdout))
     writer.writerow(field.name for field in fields(Clip))
     writer.writerows(clip.row().values() for clip in clips)
     for line in warnings(clips) if args.dataset != "synth" else ():

@@ -1,14 +1,18 @@
 """The files below a folder of the user's, with links followed, and a short sum of them that shows any change."""
 
+import functools
 import hashlib
 import os
+import re
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM = {"__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "thumbs.db",
           "desktop.ini", "system volume information"}  # what systems and network disks leave, in small letters
+UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, separators of lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +29,43 @@ class Entry:
 
 
 def shown(name: str) -> str:
-    """A file name as people can read and any file can hold it."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file name as people can read and any file can hold it: what is no UTF-8, control characters and separators of
+    lines as escapes."""
+    return UNREADABLE.sub(lambda found: ascii(found[0])[1:-1], os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def on_disk(root: Path, name: str) -> str:
+    """The name of a file below `root` as the disk has it, where that differs in the composition of letters alone (é as
+    one character or as two) or in slashes; `name` as it is where the file is there, is not, or is two."""
+    if os.path.lexists(root / name):
+        return name
+    for slashes in dict.fromkeys((name, name.replace("\\", "/"))):
+        found = [root]
+        for part in Path(slashes).parts:
+            found = [path / other for path in found for other in _spelt(path, part)]
+        if len(found) == 1:
+            return os.path.relpath(found[0], root) if not os.path.isabs(slashes) else str(found[0])
+    return name
+
+
+def _spelt(folder: Path, part: str) -> list[str]:
+    """The names in a folder that are `part` itself, or else those that are composed of the same letters."""
+    if os.path.lexists(folder / part):
+        return [part]
+    try:
+        names = _names(folder, os.stat(folder).st_mtime_ns)
+    except OSError:
+        return []
+    return names.get(unicodedata.normalize("NFC", part), [])
+
+
+@functools.lru_cache(1000)
+def _names(folder: Path, changed: int) -> dict[str, list[str]]:
+    """The names in a folder by their composed form; `changed` is when the folder did last."""
+    found: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        found.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return found
 
 
 def walk(root: Path, *, hidden: bool = True) -> Iterator[Entry]:

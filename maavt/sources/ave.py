@@ -1,5 +1,7 @@
 """AVE (Tian et al., ECCV 2018): 4,143 clips of 10 s, 28 classes, and background outside each clip's event."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from maavt.clips import SPLITS, Clip, Labels
@@ -43,26 +45,33 @@ def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
 
 def fetch(params: Params, store: Store, http: Http) -> str:
     """Get the clips from the zip on Google Drive, or from a zip or folder of one's own; the reason of the others."""
-    if store.missing():
-        if params.ave.local:
-            take_local(params.ave.local, store, "ave.local")
-        else:
-            from maavt.fetch import drive  # gdown takes its time
+    if params.ave.local:
+        take_local(params.ave.local, store, "ave.local", _spellings)
+    elif store.missing():
+        from maavt.fetch import drive  # gdown takes its time
 
-            archive = Archive(name="AVE.zip", url=params.ave.url)
-            try:
-                outcome = fetch_archives([archive], store, http, lambda archive, path: drive.fetch(
-                    http, archive.url, path)).get(archive.name)
-            except Failed as failed:
-                if failed.kind == SESSION and "ave.local" not in failed.reason:
-                    raise Failed(SESSION, f"{failed.reason}; or fetch the zip by other means and set ave.local"
-                                 ) from None
-                raise
-            if isinstance(outcome, Failed):
-                raise UserError(f"{params.ave.url}: {outcome.reason}; fetch the zip by other means and set ave.local")
-            if outcome and (outcome.broken or outcome.skipped["damaged"]):
-                return "transient: not in the damaged archive"
+        archive = Archive(name="AVE.zip", url=params.ave.url)
+        try:
+            outcome = fetch_archives([archive], store, http, lambda archive, path: drive.fetch(
+                http, archive.url, path), _spellings).get(archive.name)
+        except Failed as failed:
+            if failed.kind == SESSION and "ave.local" not in failed.reason:
+                raise Failed(SESSION, f"{failed.reason}; or fetch the zip by other means and set ave.local"
+                             ) from None
+            raise
+        if isinstance(outcome, Failed):
+            raise UserError(f"{params.ave.url}: {outcome.reason}; fetch the zip by other means and set ave.local")
+        if outcome and (outcome.broken or outcome.skipped["damaged"]):
+            return "transient: not in the damaged archive"
     return "permanent: not in the archive"
+
+
+def _spellings(stem: str) -> Iterator[str]:
+    """What the list calls a file that names begin and end in AudioSet, too: ID_30_40, ID_30000_40000, ID_30."""
+    for _ in range(2):
+        stem, times = re.fullmatch(r"(.*?)([_. -]\d+(?:\.\d+)?)?", stem, re.DOTALL).groups()
+        if times:
+            yield stem
 
 
 def _published(folder: Path) -> list[dict]:
@@ -76,7 +85,11 @@ def _published(folder: Path) -> list[dict]:
             raise UserError(f"{where}: an event from {row[3]} to {row[4]}; expected times within {SECONDS} s")
         rows.append({"id": video_id(row[1], where), "label": check_label(row[0], classes, where), "start": start,
                      "end": end})
-    splits = _orders(folder) if (folder / "train_order.h5").exists() else _sets(folder, rows)
+    if (folder / "train_order.h5").exists():
+        splits = _orders(folder)
+    else:
+        rows = [dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)]
+        splits = _sets(folder, rows)
     if sorted(splits) != list(range(len(rows))):
         raise UserError(f"{folder}: the splits hold {len(splits)} of {len(rows)} rows of Annotations.txt; expected "
                         "each row once. Do the files belong together?")
@@ -94,7 +107,10 @@ def _orders(folder: Path) -> dict[int, str]:
     for split in SPLITS:
         try:
             with h5py.File(folder / f"{split}_order.h5") as file:
-                splits |= {int(place): split for place in file["order"][:]}
+                for place in map(int, file["order"][:]):
+                    if splits.setdefault(place, split) != split:
+                        raise UserError(f"{folder / f'{split}_order.h5'}: row {place} of Annotations.txt is in "
+                                        f"{splits[place]}_order.h5, too; expected it in one split")
         except (OSError, KeyError) as error:
             raise UserError(f"{folder / f'{split}_order.h5'} is no order of rows ({error})") from None
     return splits
@@ -111,5 +127,6 @@ def _sets(folder: Path, rows: list[dict]) -> dict[int, str]:
             facts = (row[1], row[0], number(row[3], where), number(row[4], where))
             if facts not in places:
                 raise UserError(f"{where}: there is no such row in Annotations.txt; do the files belong together?")
-            splits[places[facts]] = split
+            if splits.setdefault(places[facts], split) != split:
+                raise UserError(f"{where}: the row is in {splits[places[facts]]}Set.txt, too; expected it in one split")
     return splits

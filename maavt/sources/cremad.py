@@ -1,8 +1,11 @@
 """CREMA-D (Cao et al., 2014): 7,442 clips of 1 to 4 s, 91 actors, 6 emotions; picture and sound are two files."""
 
 import re
+import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import av
@@ -11,14 +14,18 @@ from maavt.clips import Clip, Labels
 from maavt.errors import UserError
 from maavt.fetch import CONTENT, ENVIRONMENT, PERMANENT, SESSION, STOPPING, Failed, lfs
 from maavt.fetch.http import Http
+from maavt.fetch.tree import shown, walk
 from maavt.media.decode import Rejected
 from maavt.params import Params
 from maavt.progress import progress
+from maavt.sources.archives import choose, rank
 from maavt.sources.lists import (
+    SUFFIXES,
     WHOLE,
     annotations_folder,
     check_label,
     choose_split,
+    each_once,
     read_classes,
     read_packaged,
     read_rows,
@@ -29,6 +36,7 @@ from maavt.workers import fan_out
 
 SHORTEST = 0.1  # seconds
 Joint = tuple[Clip, Path, Path, Path]  # picture, sound, and where both go
+SOUNDS = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 BATCH = 20  # clips whose LFS pointers are followed with one request
 
 # The data set's own README says so of these.
@@ -46,7 +54,7 @@ def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
     Four clips are known to be bad: they are listed as failed, and never fetched.
     """
     if annotations:
-        rows = _published(annotations_folder(annotations, "cremad"))
+        rows = each_once(_published(annotations_folder(annotations, "cremad")))
     else:
         rows = ((row["clip"], row["label"], row["split"]) for row in read_packaged("cremad.csv"))
     return [_clip(*row, params) for row in rows]
@@ -57,7 +65,7 @@ def fetch(params: Params, store: Store, http: Http) -> str:
 
     Returns the reason of the others.
     """
-    missing = store.missing()
+    missing = store.absent() if params.cremad.local else store.missing()
     with progress(total=len(missing), label="CREMA-D", unit="clip") as bar:
 
         received = [0]
@@ -109,9 +117,9 @@ def join(item: Joint) -> None:
             packets = []
             for stream in (first.streams.video[0], second.streams.audio[0]):
                 copied = joined.add_stream_from_template(stream)
-                for packet in stream.container.demux(stream):
-                    if packet.dts is not None:  # the last one is empty
-                        packets.append((packet.dts * packet.time_base, copied, packet))
+                own = [packet for packet in stream.container.demux(stream) if packet.size]  # the last one is empty
+                _time(own)
+                packets += [(packet.dts * packet.time_base, copied, packet) for packet in own]
             if len({copied.index for _, copied, _ in packets}) < 2:
                 raise Rejected("too short", "picture or sound has no data")
             for _, copied, packet in sorted(packets, key=lambda entry: entry[0]):
@@ -121,18 +129,49 @@ def join(item: Joint) -> None:
         raise Rejected("not media", str(error)) from None
 
 
+def _time(packets: list[av.Packet]) -> None:
+    """Give each packet a decoding time: Matroska leaves out those of the first ones, before frames that are shown
+    earlier."""
+    known = [number for number, packet in enumerate(packets) if packet.dts is not None]
+    step = max(packets[known[0]].duration or 1, 1) if known else 1
+    for number in reversed(range(known[0] if known else 0)):
+        packets[number].dts = packets[number + 1].dts - step
+    for before, packet in pairwise(packets):
+        if packet.dts is None:
+            packet.dts = before.dts + step if before.dts is not None else packet.pts
+
+
 def _from_clone(root: Path, missing: list[Clip], store: Store,
                 fail: Callable[[Clip, Failed], None]) -> Iterator[Joint]:
     """What `join` needs, for each clip whose files are in the clone."""
     if not root.is_dir():
         raise UserError(f"cremad.local: {root} is no folder; expected a clone of the data set's repository")
+    listed, strange, count = {clip.key for clip in store.clips}, "", [0, 0]
+    found: tuple[dict[str, list[str]], ...] = (defaultdict(list), defaultdict(list))  # pictures, sounds
+    for name in sorted(entry.name for entry in walk(root, hidden=False) if not entry.reason):
+        key, suffix = PurePosixPath(name).stem.upper().replace("-", "_"), PurePosixPath(name).suffix.lower()
+        if suffix in SUFFIXES:
+            count = [count[0] + 1, count[1] + (key not in listed)]
+            strange = strange or (name if key not in listed else "")
+        if key in listed and suffix in SUFFIXES | SOUNDS:
+            found[suffix in SOUNDS][key].append(name)
+    if strange:
+        print(f"warning: cremad.local: {count[1]} of {count[0]} videos match no clip of the list, such as "
+              f"{shown(strange)}; expected names such as {_files(store.clips[0])[0]}", file=sys.stderr)
+    pictures, sounds = (choose(files, lambda name, part=part: rank(name, _documented(name, part)), root, "cremad.local")
+                        for part, files in enumerate(found))
     for clip in missing:
-        try:
-            picture, sound = (_real(root / name, root) for name in _files(clip))
-        except FileNotFoundError:
-            fail(clip, Failed(PERMANENT, "not in the clone"))
+        picture = pictures.get(clip.key, "")
+        sound = sounds.get(clip.key) or (picture if not picture.lower().endswith(".flv") else "")
+        if picture and sound:  # the .flv files of the repository have a sound of lower quality
+            yield clip, _real(root / picture, root), _real(root / sound, root), store.place(clip.path)
         else:
-            yield clip, picture, sound, store.place(clip.path)
+            fail(clip, Failed(PERMANENT, "not in the clone"))
+
+
+def _documented(name: str, part: int) -> str:
+    """The place in the repository of a file's picture (part 0) or sound (1)."""
+    return _paths(PurePosixPath(name).stem.upper().replace("-", "_"))[part]
 
 
 def _real(path: Path, root: Path) -> Path:
@@ -211,7 +250,11 @@ def _fetch(file: Path, target: lfs.Pointer, place: lfs.Place | Failed, http: Htt
 
 
 def _files(clip: Clip) -> tuple[str, str]:
-    return f"VideoFlash/{clip.key}.flv", f"AudioWAV/{clip.key}.wav"
+    return _paths(clip.key)
+
+
+def _paths(key: str) -> tuple[str, str]:
+    return f"VideoFlash/{key}.flv", f"AudioWAV/{key}.wav"
 
 
 def _clip(name: str, label: str, split: str, params: Params) -> Clip:
@@ -226,10 +269,10 @@ def _clip(name: str, label: str, split: str, params: Params) -> Clip:
 
 
 def _published(folder: Path):
-    """(clip, emotion, split) from train.csv and test.csv."""
+    """(where, clip, (clip, emotion, split)) from train.csv and test.csv."""
     classes = read_classes("cremad_classes.txt")
     for split in ("train", "test"):
         for where, (name, label) in read_rows(folder / f"{split}.csv", 2):
             if not re.fullmatch(r"\d{4}_[A-Z]{3}_[A-Z]{3}_[A-Z]{2}", name):
                 raise UserError(f"{where}: {name!r} is no clip's name; expected such as 1001_DFA_ANG_XX")
-            yield name, check_label(label, classes, where), split
+            yield where, name, (name, check_label(label, classes, where), split)

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from posixpath import normpath, splitext
@@ -12,26 +12,21 @@ from maavt.clips import BACKGROUND, SEVERAL, Clip, Labels
 from maavt.errors import UserError
 from maavt.fetch import CONTENT, PERMANENT, Failed
 from maavt.fetch.http import Http
-from maavt.fetch.tree import Entry, shown, walk
+from maavt.fetch.tree import UNREADABLE, Entry, shown, walk
 from maavt.media.length import REST, SHORTEST
 from maavt.media.rejected import REASONS
 from maavt.params import Params
 from maavt.progress import progress
 from maavt.sources.archives import copy
-from maavt.sources.lists import SPLIT_NAMES, WHOLE, choose_split, safe_key
+from maavt.sources.lists import SPLIT_NAMES, SUFFIXES, WHOLE, choose_split, safe_key, split_of, words_of
 from maavt.sources.look import Look, look_at
 from maavt.sources.splits import share_out
 from maavt.sources.store import Store
 from maavt.sources.table import SLACK, Row, read_table, unread
 from maavt.work import project_root
 
-# A file with such a name is meant to be a clip, and listed as failed where it is none; any other is a clip if it has
-# picture and sound, and not taken otherwise.
-SUFFIXES = {f".{name}" for name in (
-    "3g2 3gp asf avi divx dv f4v flv insv lrv m2t m2ts m2v m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf ogv qt rm "
-    "rmvb tod ts vob webm wmv").split()}
-LAYOUTS = ("<class>/<clip>, <train|val|test>/<class>/<clip> (or training, valid, validation, dev, testing, eval), or a "
-           "table (folder.table)")
+LAYOUTS = ("<class>/<clip>, <train|val|test>/<class>/<clip>, <class>/<train|val|test>/<clip> (or training, valid, "
+           "validation, dev, testing, eval), or a table (folder.table)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +100,7 @@ def survey(params: Params) -> Survey:
     if settings.table:
         found, aside = _from_table(root, params, notes)
     else:
-        found, aside = _from_folders(root, params)
+        found, aside = _from_folders(root, notes)
     looks = look_at(dict.fromkeys(str(root / recording.name) for recording in found),
                     keep=params.shard.missing == "keep")
     taken = []
@@ -154,30 +149,96 @@ def _kinds(aside: list[Entry], before: str) -> str:
     return before + ", ".join(f"{count} {reason}" for reason, count in counts) if counts else ""
 
 
-def _from_folders(root: Path, params: Params) -> tuple[list[_Recording], list[Entry]]:
+def _from_folders(root: Path, notes: list[str]) -> tuple[list[_Recording], list[Entry]]:
     entries = sorted(walk(root), key=lambda entry: entry.name)
-    tops = {top: shown(top) for entry in entries if not entry.reason
-            for top, below, _ in [entry.name.partition("/")] if below}
-    splits = {top: SPLIT_NAMES[name.lower()] for top, name in tops.items() if name.lower() in SPLIT_NAMES}
-    if splits and len(splits) < len(tops):
-        raise UserError(f"{root} holds folders of splits ({_listed(map(shown, splits))}) beside others "
-                        f"({_listed(tops[top] for top in tops if top not in splits)}); expected one kind alone: "
-                        f"{LAYOUTS}. Move the others out, or name your clips in a table")
-    if splits and "train" not in splits.values():
-        raise UserError(f"{root} holds the splits {_listed(map(shown, splits))}, but none to train on; expected "
-                        f"{LAYOUTS}")
+    places = {entry.name: entry.name.split("/")[:-1] for entry in entries if not entry.reason}
+    splits, level = _split_folders(root, places)
     found, aside = [], [entry for entry in entries if entry.reason]
     for entry in entries:
-        above = entry.name.split("/")[:-1]
         if entry.reason:
             continue
+        above = places[entry.name]
+        split = splits.get(above[level], "") if len(above) > level else ""
         if len(above) < (2 if splits else 1):
             aside.append(replace(entry, reason="in no folder of a class"))
+        elif splits and not split:
+            aside.append(replace(entry, reason="in no folder of a split"))
         else:
-            label = unicodedata.normalize("NFC", shown(above[1 if splits else 0]))
-            found.append(_Recording(entry.name, label,
-                                    splits[above[0]] if splits else "", entry.name))
+            label = unicodedata.normalize("NFC", shown(above[1 - level if splits else 0]))
+            found.append(_Recording(entry.name, label, split, entry.name))
+    notes += _odd_folders(places, level if splits else None)
     return found, aside
+
+
+def _split_folders(root: Path, places: dict[str, list[str]]) -> tuple[dict[str, str], int]:
+    """The split of each folder that is named like one, and how many folders are above it: 0, or 1 where every class has
+    folders of its own for the splits. Without such folders ({}, 0)."""
+    tops = {above[0] for above in places.values() if above}
+    inside: dict[str, set[str]] = defaultdict(set)
+    for above in places.values():
+        if len(above) > 1:
+            inside[above[0]].add(above[1])
+    above, below = _named_like_splits(tops), {}
+    for top, names in inside.items():
+        below |= _named_like_splits(names, words_of(shown(top)))
+    loose = [name for name, above in places.items() if above and not (len(above) > 1 and above[1] in below)
+             and _suffix(name) in SUFFIXES]
+    advice = f"expected one kind alone: {LAYOUTS}. Move the others out, or name your clips in a table"
+    if below and not loose and not (above and len(above) == len(tops)):
+        splits, level = below, 1
+        if len(tops) == 1 and any(len(above) > 2 for above in places.values()):
+            top, = map(shown, tops)
+            raise UserError(f"{root} holds one folder alone, {top}, with the folders of splits in it "
+                            f"({_listed(map(shown, below))}); expected {LAYOUTS}. Set folder.root to {root / top}")
+    elif above and len(above) < len(tops):
+        raise UserError(f"{root} holds folders of splits ({_listed(map(shown, above))}) beside others "
+                        f"({_listed(map(shown, tops - above.keys()))}); {advice}")
+    elif above:
+        if len(above) > 1 and len(below) > 1 and set.union(*inside.values()) == below.keys():
+            raise UserError(f"{root} holds folders of splits ({_listed(map(shown, above))}) with folders of splits in "
+                            f"them ({_listed(map(shown, below))}), so no class can be told; {advice}")
+        splits, level = above, 0
+    elif below:
+        named = {"/".join(above[:2]) for above in places.values() if len(above) > 1 and above[1] in below}
+        raise UserError(f"{root} holds classes with folders of splits in them ({_listed(map(shown, named))}) and "
+                        f"{len(loose)} clips that are in none, such as {shown(loose[0])}; {advice}")
+    else:
+        return {}, 0
+    if "train" not in splits.values():
+        raise UserError(f"{root} holds the splits {_listed(map(shown, splits))}, but none to train on; expected "
+                        f"{LAYOUTS}")
+    return splits, level
+
+
+def _named_like_splits(names: set[str], parent: Iterable[str] = ()) -> dict[str, str]:
+    """Those of the folders beside each other that are named like splits, and which; `parent` are the words in the name
+    of the folder that they are in."""
+    shared = set.intersection(*(words_of(shown(name)) for name in names)) if len(names) > 1 else set()
+    found = {name: split_of(shown(name), shared.union(parent)) for name in names}
+    return {name: split for name, split in found.items() if split}
+
+
+def _odd_folders(places: dict[str, list[str]], level: int | None) -> Iterator[str]:
+    """Warnings of folders that are named like splits and are not read as such, and of names that cannot be printed."""
+    counts: Counter = Counter()
+    for above in places.values():
+        for depth, folder in enumerate(above):
+            if depth != level and split_of(shown(folder)):
+                counts["/".join(above[: depth + 1])] += 1
+    if counts:
+        yield (f"warning: {sum(counts.values())} files are in folders named like splits that are not read as splits: "
+               f"{_listed(map(shown, counts))}; a split is the first folder, or the one right below the class")
+    tops = {above[0] for above in places.values() if above}
+    meant = {SPLIT_NAMES[word] for top in tops for word in words_of(shown(top)) if word in SPLIT_NAMES}
+    if level is None and len(meant) > 1:
+        yield (f"warning: {_listed(map(shown, tops))} are read as classes, though some look like splits; if they are, "
+               "name them train, val and test, and put the clips into folders of their classes")
+    if level == 1 and any(len(above) > 2 for above in places.values()):
+        yield (f"warning: the classes are {_listed(map(shown, tops))}, with the splits in them; folders below the "
+               "splits are no classes")
+    if odd := {folder for above in places.values() for folder in above if UNREADABLE.search(folder)}:
+        yield (f"warning: the names of these folders hold control characters, which are written as escapes: "
+               f"{_listed(map(shown, odd))}; rename them if that is a mistake")
 
 
 def _listed(names) -> str:

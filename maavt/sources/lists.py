@@ -16,8 +16,17 @@ from maavt.errors import UserError
 
 WHOLE = 3600.0  # end of the event, in seconds, where a label is that of the whole clip
 LONGEST_KEY = 80  # characters; a key is a part of file names
+# A file with such a name is meant to be a clip, and listed as failed where it is none. In a folder of one's own any
+# other is a clip, too, if it has picture and sound.
+SUFFIXES = {f".{name}" for name in (
+    "3g2 3gp asf avi divx dv f4v flv insv lrv m2t m2ts m2v m4v mk3d mkv mod mov mp4 mpe mpeg mpg mts mxf ogv qt rm "
+    "rmvb tod ts vob webm wmv").split()}
 SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "training": "train", "valid": "val",
-               "validation": "val", "dev": "val", "testing": "test", "eval": "test"}  # what people call them
+               "validation": "val", "dev": "val", "testing": "test", "eval": "test", "trn": "train", "validate": "val",
+               "development": "val", "tst": "test", "evaluation": "test"}  # what people call them
+BESIDE = ("audio audios clip clips data dataset datasets example examples file files folder frames list media new part "
+          "partition sample samples set sets split splits subset v video videos").split()  # words that say nothing more
+_WORDS = "|".join(sorted([*SPLIT_NAMES, *BESIDE], key=len, reverse=True))
 
 
 def packaged(name: str) -> Path:
@@ -54,6 +63,21 @@ def read_rows(path: Path, columns: int, **dialect) -> Iterator[tuple[str, list[s
         raise UserError(f"no {path}; expected the list as the authors publish it") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a list as the authors publish it ({error})") from None
+
+
+def each_once(rows: Iterable[tuple[str, str, tuple]]) -> Iterator[tuple]:
+    """The facts of (where, name of the clip, facts), the first of those that are there twice.
+
+    Raises UserError where a later one says something else of the clip.
+    """
+    first: dict[str, tuple[str, tuple]] = {}
+    for where, name, facts in rows:
+        line, earlier = first.setdefault(name, (where, facts))
+        if facts != earlier:
+            raise UserError(f"{where}: {name} with {facts}, but with {earlier} in {line}; expected each clip once. "
+                            "Remove the row that is wrong")
+        if line == where:
+            yield facts
 
 
 def number(text: str, where: str) -> float:
@@ -97,6 +121,24 @@ def choose_split(name: str, *, val: float, test: float = 0.0) -> str:
     """The split of a clip, or of a group of clips that must stay together, by its name alone."""
     place = fraction(name)
     return "test" if place < test else "val" if place < test + val else "train"
+
+
+def split_of(name: str, shared: Iterable[str] = ()) -> str:
+    """The split that a folder's name means, as "01_train", "TrainSet" or "validation-split" do; "" for any other name.
+
+    Words in `shared`, which all folders beside it have, too, say nothing.
+    """
+    words = words_of(name)
+    named = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return named.pop() if len(named) == 1 and not words - {*SPLIT_NAMES, *BESIDE, *shared} else ""
+
+
+def words_of(name: str) -> set[str]:
+    """The words in a name: runs of letters, and those written without a space that are known ("trainset")."""
+    found = set()
+    for run in re.findall(r"[^\W\d_]+", name.lower()):
+        found.update(re.findall(_WORDS, run) if re.fullmatch(f"(?:{_WORDS})+", run) else [run])
+    return found
 
 
 def safe_key(text: str, identity: str | None = None) -> str:

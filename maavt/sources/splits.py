@@ -36,7 +36,52 @@ def share_out(groups: Mapping[str, Counter], *, val: float, test: float) -> dict
         for split, share in shares.items():
             wanted = share * sum(groups[group][label] for group in own)
             _shift(own, chosen, groups, label, split, wanted, least=share > 0 and len(own) >= FEW - (split == "test"))
-    return chosen
+    return _mended(chosen, groups, members, [split for split, share in shares.items() if share > 0])
+
+
+MENDING = 2000  # moves that are tried at most
+UNLEARNABLE, BROKEN, POOR = 10_000, 100, 1  # weights of a class without train, of one of FEW groups or more without
+#                                             another split, and of one of two groups without test
+
+
+def _mended(chosen: dict[str, str], groups: Mapping[str, Counter], members: Mapping[str, list[str]],
+            asked: list[str]) -> dict[str, str]:
+    """The splits as they are where every class has what it needs: one group in train, and from FEW groups on one in
+    each split. Else those that a tabu search finds which lack least: with several labels, what one class gets another
+    may lose, and not every table has a way out."""
+    needs = {(label, "train"): UNLEARNABLE for label in members}
+    needs |= {(label, split): BROKEN if len(own) >= FEW else POOR for label, own in members.items() for split in asked
+              if len(own) >= FEW - (split == "test")}
+    counts = Counter((label, chosen[group]) for group in chosen for label in groups[group])
+    lacking = {need for need in needs if not counts[need]}
+    if all(needs[need] < BROKEN for need in lacking):
+        return chosen
+    now, best, least = dict(chosen), chosen, sum(needs[need] for need in lacking)
+    moved = dict.fromkeys(now, -len(now))
+
+    def change(group: str, split: str) -> tuple[int, float, int]:
+        """What a move would add to the sum of the weights; and for even moves the size and the last time."""
+        added = sum(needs.get((label, now[group]), 0) * (counts[label, now[group]] == 1)
+                    - needs.get((label, split), 0) * (not counts[label, split]) for label in groups[group])
+        return added, groups[group].total(), moved[group]
+
+    for number in range(MENDING):
+        label, split = max(sorted(lacking), key=lambda need: (needs[need], fraction(f"{number} {need}")))
+        tenure = min(3, len(members[label]) - 1)
+        free = [group for group in members[label] if number - moved[group] > tenure] or members[label]
+        group = min(free, key=lambda group: change(group, split))
+        for other in groups[group]:
+            for place, step in ((now[group], -1), (split, 1)):
+                counts[other, place] += step
+                if (other, place) in needs:
+                    (lacking.discard if counts[other, place] else lacking.add)((other, place))
+        now[group], moved[group] = split, number
+        weight = sum(needs[need] for need in lacking)
+        if weight < least:
+            best, least = dict(now), weight
+        if weight < BROKEN:
+            break
+    return best
 
 
 def _shift(own: list[str], chosen: dict[str, str], groups: Mapping[str, Counter], label: str, split: str,

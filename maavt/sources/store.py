@@ -23,6 +23,7 @@ from maavt.fetch import CONTENT, FINAL, Failed
 from maavt.fetch.budget import Budget
 from maavt.media.decode import MAX_PACKETS, Rejected
 from maavt.progress import progress
+from maavt.work import UnixLines
 from maavt.workers import fan_out
 
 OK = "ok"
@@ -55,6 +56,13 @@ class Store:
         wanted = {clip.path: clip for clip in reversed(self.clips) if clip.status == OK and self._wanted(clip.path)}
         return list(reversed(wanted.values()))
 
+    def absent(self) -> list[Clip]:
+        """The clips that are not here, one for each file, whatever was said of them: a copy on this disk may have been
+        mended since."""
+        wanted = {clip.path: clip for clip in reversed(self.clips)
+                  if clip.status == OK and clip.path not in self.present}
+        return list(reversed(wanted.values()))
+
     def _wanted(self, path: str) -> bool:
         kind = self._states.get(path, ("", ""))[0]
         return path not in self.present and (kind not in FINAL or kind in self._retry)
@@ -71,7 +79,7 @@ class Store:
                 self._states.pop(path, None)
                 return
             self._states[path] = (failure.kind, failure.reason)
-            csv.writer(self._journal, lineterminator="\n").writerow((path, failure.kind, failure.reason))
+            csv.writer(UnixLines(self._journal)).writerow((path, failure.kind, failure.reason))
 
     def refresh(self) -> None:
         """Look again which files are there, after others have put some."""
@@ -99,11 +107,17 @@ class Store:
             else:
                 self.accept(path)
 
+    def doubt(self, path: str) -> None:
+        """Forget what was found in a file: another one takes its place."""
+        with self._lock:
+            self._states[path] = ("", "")
+            csv.writer(UnixLines(self._journal)).writerow((path, "", ""))
+
     def accept(self, path: str) -> None:
         """Keep in mind that a file was looked into and found good."""
         with self._lock:
             self._states[path] = (OK, "")
-            csv.writer(self._journal, lineterminator="\n").writerow((path, OK, ""))
+            csv.writer(UnixLines(self._journal)).writerow((path, OK, ""))
 
     def manifest(self, otherwise: str) -> list[Clip]:
         """All clips with their last state; `otherwise` is the reason of those that nothing is known of."""
@@ -113,7 +127,7 @@ class Store:
         if clip.status != OK or clip.path in self.present:
             return clip
         kind, reason = self._states.get(clip.path, (OK, ""))
-        return replace(clip, status="failed", reason=otherwise if kind == OK else f"{kind}: {reason}")
+        return replace(clip, status="failed", reason=otherwise if kind in (OK, "") else f"{kind}: {reason}")
 
     def tidy(self) -> None:
         """Remove files from raw/ that belong to no clip."""

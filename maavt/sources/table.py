@@ -5,15 +5,16 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import normpath
 from pathlib import Path
 
 from maavt.clips import SEVERAL
 from maavt.errors import UserError
+from maavt.fetch.tree import on_disk, shown
 from maavt.params import Folder
 from maavt.sources.lists import SPLIT_NAMES, number
-from maavt.work import table_rows
+from maavt.work import read_table as read_spreadsheet
 
 SLACK = 0.5  # seconds by which a time may lie beyond the end: a label goes by the middle of its second
 OPTIONAL = ("split", "start", "end", "from", "to")
@@ -48,9 +49,12 @@ def read_table(root: Path, settings: Folder) -> list[Row]:
                         "a CSV in there")
     first: dict[tuple, Row] = {}
     events: dict[tuple, list[Row]] = {}
+    groups: dict[str, str] = {}  # the first of several ways to write a group's name in Unicode
     for where, fields in _rows(table, settings):
         try:
             row = _row(where, fields, root, settings)
+            if settings.group:
+                row = replace(row, group=groups.setdefault(unicodedata.normalize("NFC", row.group), row.group))
             rows.append(row)
             _check_beside(row, first.setdefault(row.clip, row), events.setdefault(row.clip, []))
         except UserError as error:
@@ -71,11 +75,14 @@ def _row(where: str, fields: dict, root: Path, settings: Folder) -> Row:
     path, label = (_filled(fields, column, where) for column in ("path", "label"))
     if "\0" in path:
         raise UserError(f"{where}: the path {path!r} holds a zero byte, which no file name can")
+    path = fields["path"] if (root / fields["path"]).is_file() else on_disk(root, path)
     whole = normpath(root / path)  # else a file spelt in two ways would be two clips
     path = os.path.relpath(whole, root) if Path(whole).is_relative_to(normpath(root)) else normpath(path)
     label = unicodedata.normalize("NFC", label)
     if len(label.splitlines()) > 1:
         raise UserError(f"{where}: the label {label[:40]!r} goes on over lines; expected a closing quote before")
+    if shown(label) != label:
+        raise UserError(f"{where}: the label {label[:40]!r} holds a control character; remove it")
     if SEVERAL in label:
         label = SEVERAL.join(sorted({part.strip() for part in label.split(SEVERAL)} - {""}))
         if not label:
@@ -130,35 +137,36 @@ def _rows(table: Path, settings: Folder) -> Iterator[tuple[str, dict]]:
     """(where, row) for each row of the table, which must have the columns."""
     needed = ["path", "label", *([settings.group] if settings.group else [])]
     try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = table_rows(file, strict=True)
-            names = rows.fieldnames or []
-            if twice := [name for name, count in Counter(names).items() if count > 1]:
-                raise UserError(f"{table}: the column {twice[0]!r} is there twice; expected each once")
-            wrong = [f"{name!r} looks like {near!r}" for name in names if (near := _near(name, names, needed))]
-            if missing := [column for column in needed if column not in names]:
-                raise UserError(f"{table}: no column {', '.join(missing)} in {names}"
-                                + (f" ({'; '.join(wrong)})" if wrong else "") + "; expected path and label, and as you "
-                                f"like {', '.join(OPTIONAL)} and the column that folder.group names")
-            if wrong:
-                raise UserError(f"{table}: the column {'; '.join(wrong)}; expected that name, or one that is less like "
-                                "it if the column means something else")
-            if settings.span != "table" and (cut := {"from", "to"} & set(names)):
-                raise UserError(f"{table}: the column {sorted(cut)[0]} says where to cut clips out of recordings; "
-                                f"expected folder.span: table with it, not {settings.span}")
-            for row in rows:
-                yield f"{table.name}, line {rows.line_num}", row
+        names, rows = read_spreadsheet(table, _known(settings))
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(f"{table}: the column {twice[0]!r} is there twice; expected each once")
+        wrong = [f"{name!r} looks like {near!r}" for name in names if (near := _near(name, names, needed))]
+        if missing := [column for column in needed if column not in names]:
+            raise UserError(f"{table}: no column {', '.join(missing)} in {names}"
+                            + (f" ({'; '.join(wrong)})" if wrong else "") + "; expected path and label, and as you "
+                            f"like {', '.join(OPTIONAL)} and the column that folder.group names")
+        if wrong:
+            raise UserError(f"{table}: the column {'; '.join(wrong)}; expected that name, or one that is less like "
+                            "it if the column means something else")
+        if settings.span != "table" and (cut := {"from", "to"} & set(names)):
+            raise UserError(f"{table}: the column {sorted(cut)[0]} says where to cut clips out of recordings; "
+                            f"expected folder.span: table with it, not {settings.span}")
+        for line, row in rows:
+            yield f"{table.name}, line {line}", row
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"folder.table: no {table}; expected a CSV in folder.root") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is no CSV in UTF-8 ({error}); export it as one") from None
+    except csv.Error as error:
+        raise UserError(f"{table} is no CSV ({error}); export it as one, in UTF-8") from None
 
 
 def unread(table: Path, settings: Folder) -> list[str]:
     """Columns that nothing reads."""
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        names = table_rows(file).fieldnames or []
-    return [name for name in names if name not in (*COLUMNS, settings.group)]
+    names, _ = read_spreadsheet(table, _known(settings))
+    return [name for name in names if name not in _known(settings)]
+
+
+def _known(settings: Folder) -> list[str]:
+    return [*COLUMNS, *([settings.group] if settings.group else [])]
 
 
 def _near(name: str, names: list[str], needed: list[str]) -> str:

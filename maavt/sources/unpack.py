@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -33,6 +34,7 @@ class Unpacked:
     kept: int = 0
     skipped: Counter = field(default_factory=Counter)
     broken: str = ""  # why the archive could not be read to its end
+    twice: dict[Path, tuple[str, str]] = field(default_factory=dict)  # two that differ, of the same rank
 
 
 class _Broken(Exception):
@@ -44,22 +46,34 @@ _DAMAGE = (_Broken, EOFError, ValueError, zlib.error, gzip.BadGzipFile, tarfile.
 
 
 def unpack(archive: Path, place: Callable[[str], Path | None], budget: Budget,
-           on_file: Callable[[], object] = int) -> Unpacked:
+           on_file: Callable[[], object] = int, rank: Callable[[str], int] | None = None) -> Unpacked:
     """Write each regular member for whose name `place` gives a path; files that are there already stay.
+
+    Of several members for one path that with the lowest `rank` is taken, else the first.
 
     An archive that is damaged, cut off or hostile is read up to there: see `broken`. Raises Failed when the budget
     is used up, and OSError for trouble with this machine's disk.
     """
     result = Unpacked()
-    seen: set[Path] = set()
+    seen: dict[Path, str] = {}
     members = _zip if zipfile.is_zipfile(archive) else _tar
     try:
         for name, size, trouble, read in members(archive):
             path = None if trouble else place(name)
-            if trouble or path is None or path in seen:
+            again = not trouble and path in seen and path.exists()
+            if again and rank and rank(name) < rank(seen[path]):
+                result.skipped["there twice"] += 1
+                result.kept -= 1
+                result.twice.pop(path, None)
+                budget.give(path.stat().st_size)
+                path.unlink()
+                again = False
+            if trouble or path is None or again:
                 result.skipped[trouble or ("not a clip of the list" if path is None else "there twice")] += 1
+                if again and rank and rank(name) == rank(seen[path]) and not _same(path, read(), size):
+                    result.twice.setdefault(path, (seen[path], name))
             else:
-                seen.add(path)
+                seen[path] = name
                 if not path.exists():
                     budget.take(size)
                     try:
@@ -75,6 +89,17 @@ def unpack(archive: Path, place: Callable[[str], Path | None], budget: Budget,
     except _DAMAGE as error:
         result.broken = str(error) or type(error).__name__
     return result
+
+
+def _same(path: Path, stream: IO[bytes], size: int) -> bool:
+    """Whether a member has the bytes of a file, or cannot be read."""
+    if path.stat().st_size != size:
+        return False
+    with open(path, "rb") as file, suppress(*_DAMAGE):
+        while chunk := stream.read(CHUNK):
+            if file.read(len(chunk)) != chunk:
+                return False
+    return True
 
 
 def _write(path: Path, stream: IO[bytes], size: int) -> None:

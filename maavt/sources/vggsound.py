@@ -1,6 +1,8 @@
 """VGGSound (Chen et al., ICASSP 2020): about 200,000 clips of 10 s from YouTube, 309 classes, one label per clip."""
 
 import os
+import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +18,7 @@ from maavt.sources.lists import (
     annotations_folder,
     check_label,
     choose_split,
+    each_once,
     number,
     read_classes,
     read_packaged,
@@ -45,8 +48,9 @@ def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
         full = folder / "vggsound.csv"
         rows = _full(full) if full.exists() else _test(folder / "test.csv")
     else:
-        rows = ((row["id"], int(row["start"]), row["label"], "test") for row in read_packaged("vggsound_test.csv"))
-    return [_clip(*row, params.vggsound.val_share) for row in rows]
+        rows = (("", f"{row['id']}_{row['start']}", (row["id"], int(row["start"]), row["label"], "test"))
+                for row in read_packaged("vggsound_test.csv"))
+    return [_clip(*row, params.vggsound.val_share) for row in each_once(rows)]
 
 
 def annotations(params: Params, folder: Path, http: Http) -> Path:
@@ -70,13 +74,13 @@ def fetch(params: Params, store: Store, http: Http) -> str:
     Returns the reason of the others.
     """
     settings, reason = params.vggsound, "permanent: not in the archives"
-    if store.missing() and settings.local:
-        take_local(settings.local, store, "vggsound.local")
+    if settings.local:
+        take_local(settings.local, store, "vggsound.local", _spellings)
     elif store.missing():
         from maavt.fetch import hub  # its client takes its time
 
         found = hub.archives(http, settings.hub, settings.repository, settings.revision, settings.archives)
-        results = fetch_archives(found, store, http, partial(hub.fetch, http))
+        results = fetch_archives(found, store, http, partial(hub.fetch, http), _spellings)
         if any(isinstance(result, Failed) for result in results.values()):
             reason = "transient: not in the archives that could be had"
     if settings.youtube and (missing := store.missing()):
@@ -105,6 +109,21 @@ def _fill_gaps(missing: list[Clip], url: str, store: Store) -> None:
                 raise Failed(SESSION, f"{vain} videos in a row failed; wait a while, or check the network") from failed
 
 
+def _spellings(stem: str) -> Iterator[str]:
+    """What the list calls a file that names its second otherwise, or the end of its seconds, too: ID_30, ID_30_40,
+    ID_30000_40000, ID_000030_000040."""
+    time = r"[_. -](\d+(?:\.\d+)?)"
+    if both := re.fullmatch(f"(.+?){time}{time}", stem, re.DOTALL):
+        video, begin, end = both[1], float(both[2]), float(both[3])
+        for unit in (1, 1000):  # seconds or milliseconds
+            if unit / 2 <= end - begin <= (SECONDS + 0.5) * unit:
+                yield f"{video}_{int(begin / unit):06d}"
+    if one := re.fullmatch(f"(.+){time}", stem, re.DOTALL):
+        for unit in (1, 1000):
+            if float(one[2]) % unit == 0 or unit == 1:
+                yield f"{one[1]}_{int(float(one[2]) / unit):06d}"
+
+
 def _clip(video: str, start: int, label: str, split: str, val_share: float) -> Clip:
     name = f"{video}_{start:06d}"
     if split == "train":
@@ -114,17 +133,19 @@ def _clip(video: str, start: int, label: str, split: str, val_share: float) -> C
 
 
 def _full(path: Path):
-    """(video, start, label, split) from vggsound.csv."""
+    """(where, clip, (video, start, label, split)) from vggsound.csv."""
     classes = set(read_classes("vggsound_classes.txt"))
     for where, (video, start, label, split) in read_rows(path, 4):
         if split not in ("train", "test"):
             raise UserError(f"{where}: the split {split!r}; expected train or test")
-        yield video_id(video, where), int(number(start, where)), check_label(label, classes, where), split
+        start = int(number(start, where))
+        yield where, f"{video}_{start:06d}", (video_id(video, where), start, check_label(label, classes, where), split)
 
 
 def _test(path: Path):
-    """(video, start, label, "test") from test.csv."""
+    """(where, clip, (video, start, label, "test")) from test.csv."""
     classes = set(read_classes("vggsound_classes.txt"))
     for where, (name, label) in read_rows(path, 2):
         video, _, start = name.removesuffix(".mp4").rpartition("_")
-        yield video_id(video, where), int(number(start, where)), check_label(label, classes, where), "test"
+        start = int(number(start, where))
+        yield where, f"{video}_{start:06d}", (video_id(video, where), start, check_label(label, classes, where), "test")

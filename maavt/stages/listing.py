@@ -13,10 +13,10 @@ from contextlib import suppress
 from os.path import normpath
 from pathlib import Path
 
-from maavt.errors import run
-from maavt.fetch.tree import fingerprint
+from maavt.errors import UserError, run
+from maavt.fetch.tree import fingerprint, on_disk
 from maavt.params import Params, check_weights, load_params
-from maavt.work import atomic, project_root, table_rows
+from maavt.work import atomic, project_root, read_table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,9 +36,9 @@ def listing(params: Params) -> dict:
         return {}
     root, named = project_root() / Path(place).expanduser(), set()
     if getattr(settings, "table", ""):
-        with suppress(OSError, UnicodeDecodeError, csv.Error), \
-                open(root / settings.table, newline="", encoding="utf-8-sig") as file:
-            named = {normpath(row.get("path") or "") for row in table_rows(file)}
+        with suppress(OSError, UserError, csv.Error):  # the download stage tells
+            _, rows = read_table(root / settings.table, ("path", "label"))
+            named = {normpath(on_disk(root, row.get("path", "").strip())) for _, row in rows}
     return fingerprint(root, named)
 
 

@@ -250,6 +250,8 @@ def _quality(stats: list[dict], clips: list[Clip]) -> list[dict]:
     measured = {key: values for shard in stats for key, values in shard["quality"].items()}
     clips = [clip for clip in clips if clip.key in measured]
     same = near_duplicates([measured[clip.key][-1] for clip in clips])
+    for line in two_labels(clips, same):
+        print(line, file=sys.stderr)
     rows = []
     for number, clip in enumerate(clips):
         others = sorted((clips[other] for other in same.get(number, ())), key=lambda other: other.split == clip.split)
@@ -257,6 +259,22 @@ def _quality(stats: list[dict], clips: list[Clip]) -> list[dict]:
                      **dict(zip(MEASURED, measured[clip.key][:-1], strict=True)),
                      "near_duplicate": others[0].key if others else ""})
     return rows
+
+
+def two_labels(clips: list[Clip], same: dict[int, list[int]]) -> Iterator[str]:
+    """A warning of clips that are nearly the same and have different labels; rows of one file are no copies."""
+    found, counted = [], set()
+    for number, others in same.items():
+        differ = [other for other in others
+                  if clips[other].label != clips[number].label and clips[other].path != clips[number].path]
+        if differ and number not in counted:
+            found.append((clips[number], clips[differ[0]]))
+            counted.update([number, *others])
+    if found:
+        some = ", ".join(f"{one.source} ({one.label}) is {other.source} ({other.label})" for one, other in found[:3])
+        yield (f"warning: {len(found)} clips have two labels, for they are there more than once: {some}"
+               f"{' ...' if len(found) > 3 else ''}. Leave out the wrong copy of each, or name both labels in a table "
+               "(a;b)")
 
 
 def _warn_of_leaks(quality: list[dict], params: Params) -> None:

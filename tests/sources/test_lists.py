@@ -107,6 +107,41 @@ def test_vggsound_ids_that_are_no_ids_are_refused(tmp_path):
         vggsound.clips(params(), tmp_path)
 
 
+VGG = "abc,1,air horn,train\nabc,30,air horn,train\n"
+
+
+def test_a_row_that_is_there_twice_is_one_clip(tmp_path):
+    (tmp_path / "vggsound.csv").write_text(VGG + "abc,000001,air horn,train\n" + VGG)
+    assert [clip.key for clip in vggsound.clips(params(), tmp_path)] == ["vgg-abc_000001", "vgg-abc_000030"]
+    (tmp_path / "vggsound.csv").unlink()
+    (tmp_path / "test.csv").write_text("abc_000001.mp4,air horn\n" * 2)
+    assert [clip.key for clip in vggsound.clips(params(), tmp_path)] == ["vgg-abc_000001"]
+    (tmp_path / "train.csv").write_text("1001_DFA_ANG_XX,ANG\n" * 2)
+    (tmp_path / "test.csv").write_text("1002_DFA_ANG_XX,ANG\n" * 3)
+    assert [clip.key for clip in cremad.clips(params(), tmp_path)] == ["1001_DFA_ANG_XX", "1002_DFA_ANG_XX"]
+    row, other = "Bark&abc&good&0&10\n", "Bark&def&good&0&10\n"
+    (tmp_path / "Annotations.txt").write_text(row + other + row)
+    for split, text in (("train", row * 2), ("val", other), ("test", "")):
+        (tmp_path / f"{split}Set.txt").write_text(text)
+    assert [(clip.key, clip.split) for clip in ave.clips(params(), tmp_path)] == [
+        ("0000-abc", "train"), ("0001-def", "val")]
+
+
+def test_rows_that_contradict_each_other_are_an_error_that_names_both(tmp_path):
+    for row in ("abc,30,air horn,test\n", "abc,30,airplane,train\n"):
+        (tmp_path / "vggsound.csv").write_text(VGG + row)
+        with pytest.raises(UserError, match="line 3: abc_000030 with .* in .*line 2; expected each clip once"):
+            vggsound.clips(params(), tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("1001_DFA_ANG_XX,ANG\n")
+    with pytest.raises(UserError, match="test.csv, line 1: 1001_DFA_ANG_XX with .* in .*train.csv, line 1"):
+        cremad.clips(params(), tmp_path)
+    for name in ("Annotations", "trainSet", "valSet", "testSet"):
+        (tmp_path / f"{name}.txt").write_text("Bark&abc&good&0&10\n")
+    with pytest.raises(UserError, match="valSet.txt, line 1: the row is in trainSet.txt, too"):
+        ave.clips(params(), tmp_path)
+
+
 def test_cremad_holds_out_actors_of_the_published_train_list():
     clips = cremad.clips(params())
     assert counts(clips) == {"train": 6122, "val": 576, "test": 744}

@@ -213,7 +213,7 @@ def table(root: Path, text: str, **settings):
 
 @pytest.mark.parametrize("text, message", [
     ("path,label,startt\na.mp4,a,1\n", "'startt' looks like 'start'"),
-    ("path,label,Split\na.mp4,a,train\n", "'Split' looks like 'split'"),
+    ("path,label,Split,SPLIT\na.mp4,a,train,\n", "'Split' looks like 'split'"),
     ("path,lable\na.mp4,a\n", "no column label.*'lable' looks like 'label'"),
     ("path,label\n", "has a header and no row"),
     ("path,label,from,to\na.mp4,a,1,2\n", "expected folder.span: table with it, not head"),
@@ -226,7 +226,7 @@ def table(root: Path, text: str, **settings):
     ("path,label\na.mp4, ; \n", "line 2: the labels '; '; expected a name"),
     ("path,label\na.mp4,a, b\n", "line 2: more fields than the header has columns, from 'b' on; expected quotes"),
     ("path,label,label\na.mp4,a,b\n", "the column 'label' is there twice"),
-    ('path,label\na.mp4,"a\nlong.mp4,b\n', "is no CSV in UTF-8"),
+    ('path,label\na.mp4,"a\nlong.mp4,b\n', "is no CSV .*export it as one, in UTF-8"),
     ('path,label\na.mp4,"a\nlong.mp4,b"\n', "goes on over lines; expected a closing quote"),
     ("path,label,start,end\na.mp4,a,2,2\n", "line 2: the event goes from 2 to 2 s; expected a later end"),
     ("path,label\na.mp4,a\n./a.mp4,a\n", "line 3: 'a.mp4' is in line 2 already"),

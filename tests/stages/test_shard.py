@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from maavt.clips import SPLITS, placed, read_manifest, write_manifest
+from maavt.clips import SPLITS, Clip, placed, read_manifest, write_manifest
 from maavt.errors import UserError
 from maavt.media.sample import make_sample
 from maavt.stages import shard
@@ -188,9 +189,23 @@ def test_a_copy_in_another_split_is_found_and_told_with_what_to_do(project, caps
     assert {key: row["near_duplicate"] for key, row in quality(project).items() if row["near_duplicate"]} == {
         "train-00003": "test-00001", "test-00001": "train-00003", "train-00004": "train-00005",
         "train-00005": "train-00004"}
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    labels, line = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert "1 clips of val and test" in line and "test-00001 (test) is train-00003 (train)" in line
     assert "Leave one of each two out" in line and "train-00005" not in line
+    assert "2 clips have two labels" in labels
+
+
+def test_copies_under_two_labels_are_told_once_each_in_whatever_split():
+    clips = [Clip(key=f"{label}-{number}", path=f"{label}/{number}.mp4", label=label, split="train", start=0, end=9,
+                  source=f"{label}/{number}.mp4") for label in ("cat", "dog", "cow") for number in range(6)]
+    same = {number: [(number + 6) % 12] for number in range(12)}
+    line, = shard.two_labels(clips, same)
+    assert "6 clips have two labels" in line and "cat/0.mp4 (cat) is dog/0.mp4 (dog)" in line
+    assert not list(shard.two_labels(clips, {0: [1], 1: [0]}))  # of one class
+    line, = shard.two_labels(clips, {0: [6, 12], 6: [0, 12], 12: [0, 6]})
+    assert line.startswith("warning: 1 clips have two labels")
+    parts = [replace(clips[0], label=label) for label in ("cat", "dog")]  # of one recording
+    assert not list(shard.two_labels(parts, {0: [1], 1: [0]}))
 
 
 def test_unrelated_clips_are_not_warned_of(project, capsys):
