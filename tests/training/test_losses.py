@@ -185,6 +185,15 @@ def test_a_pair_without_sound_or_picture_has_no_part_in_the_contrastive_loss_but
     torch.testing.assert_close(parts.classes, torch.nn.functional.cross_entropy(logits, labels))
 
 
+def test_a_pair_with_several_labels_but_one_modality_has_no_part_in_the_contrastive_loss():
+    torch.manual_seed(0)
+    whole = torch.tensor([True, False, True, True])
+    logits, visual, audio = torch.randn(4, 3), unit(4, 1).float(), unit(4, 2).float()
+    parts = losses(Output(logits, projections=[(visual, audio)], multilabel=True), SEVERAL, whole=whole)
+    torch.testing.assert_close(parts.contrastive, contrastive(visual[whole], audio[whole], SEVERAL[whole]))
+    torch.testing.assert_close(parts.chance, contrastive_chance(SEVERAL[whole]))
+
+
 def test_pairs_without_sound_or_picture_are_not_mined_nor_partners():
     whole = torch.tensor([True, False, True, False])
     for seed in range(20):
@@ -228,3 +237,16 @@ def test_several_labels_and_what_is_whole_come_back_from_the_other_processes():
     assert output.multilabel and torch.equal(labels, SEVERAL.repeat(2, 1)) and torch.equal(both, whole.repeat(2))
     _, labels, both = whole_batch(Output(torch.randn(4, 3)), torch.arange(4), doubled)
     assert labels.tolist() == [0, 1, 2, 3] * 2 and both is None
+
+
+def test_every_part_of_the_output_comes_back_from_the_other_processes_as_itself():
+    torch.manual_seed(0)
+    background, streams = torch.randn(4), [torch.randn(4, 3), torch.randn(4, 3)]
+    projections = [(torch.randn(4, 5), torch.randn(4, 5)), (torch.randn(4, 5), torch.randn(4, 5))]
+    output = Output(torch.randn(4, 3), background, projections, streams=streams)
+    twice = lambda columns: [column.repeat(2, 1) for column in columns]  # noqa: E731
+    found, _, _ = whole_batch(output, torch.arange(4), twice, torch.tensor([True, False, True, True]))
+    assert torch.equal(found.logits, output.logits.repeat(2, 1)) and torch.equal(found.background, background.repeat(2))
+    assert [torch.equal(ours, own.repeat(2, 1)) for ours, own in zip(found.streams, streams, strict=True)] == [True] * 2
+    for ours, own in zip(found.projections, projections, strict=True):
+        assert all(torch.equal(one, other.repeat(2, 1)) for one, other in zip(ours, own, strict=True))
