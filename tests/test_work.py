@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-<<<<<<< HEAD
-from safetensors.numpy import save_file
-=======
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
->>>>>>> d
+from safetensors.numpy import save_file
 
 from maavt.errors import UserError
 from maavt.work import atomic, fingerprint, project_root, publish, workspace, write_table
@@ -168,7 +165,6 @@ def test_hidden_leftovers_of_a_kill_are_overwritten(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "dvc.yaml"]
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("size", [4_000_000, 900_000])  # bytes: of which not much, or nearly all finds room
 def test_a_disk_that_is_too_small_for_safetensors_is_an_error_of_the_disk(tmp_path, size):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", tmp_path], capture_output=True).returncode:
@@ -186,7 +182,8 @@ def test_other_errors_of_the_disk_keep_their_reason(tmp_path):
         raise RuntimeError("I/O error: Permission denied (os error 13)")
     with pytest.raises(RuntimeError, match="^no matrix$"), atomic(tmp_path / "weights"):
         raise RuntimeError("no matrix")
-=======
+
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\r\n\t\0\x0b\x1c\x85\u2028\",;"))
 
 
@@ -201,4 +198,3 @@ def test_a_table_is_read_as_it_was_written_whatever_its_fields_hold(tmp_path, ro
 def test_the_lines_of_a_table_end_with_a_newline_alone(tmp_path):
     write_table(tmp_path / "table.csv", ["a", "b"], [{"a": 1, "b": "x\r"}, {"a": "", "b": "\r\n"}])
     assert (tmp_path / "table.csv").read_bytes() == b'a,b\n1,"x\r"\n,"\r\n"\n'
->>>>>>> d

@@ -111,6 +111,24 @@ def test_an_altered_shard_is_an_error_that_names_it(project, damage):
         list(loader(project).in_order())
 
 
+@pytest.mark.parametrize("how", ["in place", "by another file of the same size and time"])
+def test_a_shard_altered_after_it_was_read_is_an_error_that_names_it(project, how):
+    reading = loader(project)
+    before = pairs(reading.in_order())
+    assert pairs(reading.in_order()) == before
+    path = project / "data/shards/synth" / reading.shards[-1]
+    data, times = bytearray(path.read_bytes()), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    data[5000] ^= 1
+    path.rename(path.with_suffix(".before"))  # keeps its inode from being given to the new file
+    if how == "in place":
+        path.with_suffix(".before").rename(path)
+    path.write_bytes(data)
+    if how != "in place":
+        os.utime(path, ns=times)
+    with pytest.raises(UserError, match=f"{path.name} is not the one that index.json describes"):
+        list(reading.in_order())
+
+
 def test_a_missing_shard_is_an_error_that_names_it(project):
     path = next((project / "data/shards/synth/train").glob("*.tar"))
     path.unlink()

@@ -37,6 +37,25 @@ def test_a_part_that_is_at_chance_is_left_out_and_the_others_alone_are_heard():
     assert fitted(against, torch.zeros(CLASSES), TRUTH)[0] < 1e-3
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("pairs", [4, PAIRS])
+def test_the_weights_are_where_the_class_loss_and_the_squared_distance_from_one_together_are_least(several, pairs):
+    said = torch.stack([KNOWS + SHOUTS / 9, KNOWS - SHOUTS / 9])[:, :pairs].double() / 2
+    bias, truth = torch.linspace(-1, 1, CLASSES).double(), TRUTH[:pairs]
+
+    def objective(weights: torch.Tensor) -> torch.Tensor:
+        logits = torch.einsum("p,pnc->nc", weights, said) + bias
+        right = F.one_hot(truth, CLASSES).bool()
+        each = F.logsigmoid(torch.where(right, logits, -logits)) if several else logits.log_softmax(1)[right]
+        return -each.sum() + (weights - 1).square().sum()
+
+    found = fitted(said, bias, F.one_hot(truth, CLASSES).float() if several else truth)
+    weights = torch.tensor(found, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(objective(weights), weights)
+    curve = torch.autograd.functional.hessian(objective, weights.detach())
+    assert (weights > 0.01).all() and torch.linalg.solve(curve, slope).abs().max() < 2e-4  # the next Newton step
+
+
 @pytest.mark.parametrize("pairs", [1, 8, PAIRS])
 def test_pairs_that_are_all_right_do_not_carry_the_weights_off(pairs):
     sure = 8.0 * F.one_hot(TRUTH, CLASSES)

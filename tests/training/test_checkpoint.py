@@ -177,6 +177,26 @@ def test_a_loss_that_is_no_number_goes_back_to_what_is_kept_at_half_the_rate(
     assert max(group["max_lr"] for group in again.optimizer.param_groups) == pytest.approx(0.003 / 2)
 
 
+@pytest.mark.parametrize("schedule", ["one_cycle", "step"])
+def test_after_a_loss_that_is_no_number_every_step_is_at_half_its_learning_rate(made, tmp_path, schedule):
+    run = training(made, tmp_path, train={"schedule": schedule, "step_epochs": 1, "epochs": 3})
+
+    def rates() -> list[list[float]]:
+        """Of each group of parameters, at each step."""
+        found = []
+        for _ in range(run.epochs * run.steps):
+            found.append([group["lr"] for group in run.optimizer.param_groups])
+            run.optimizer.step()
+            run.scheduler.step()
+        return found
+
+    run.kept.resume()
+    before = rates()
+    run.kept.go_back()
+    for expected, found in zip(before, rates(), strict=True):
+        assert found == pytest.approx([rate / 2 for rate in expected])
+
+
 def test_a_loss_that_is_no_number_at_half_the_rate_either_says_what_to_try_and_keeps_the_last_good(
         made, tmp_path, monkeypatch):
     found = training(made, tmp_path)

@@ -104,7 +104,34 @@ def test_a_batch_of_background_alone_has_finite_losses_and_gradients():
 
 def test_a_part_that_does_not_apply_is_zero():
     parts = losses(Output(torch.randn(2, 4)), torch.tensor([0, 1]))
-    assert parts.background == 0 and parts.contrastive == 0 and parts.total == parts.classes
+    for part in (parts.background, parts.contrastive, parts.chance, parts.streams):
+        assert torch.is_tensor(part) and part == 0
+    assert parts.total == parts.classes
+
+
+@pytest.mark.parametrize("same", ["negatives", "left_out"])
+def test_the_contrastive_loss_and_its_chance_take_pairs_of_the_same_class_as_asked(same):
+    projections, labels = [(unit(4, 1), unit(4, 2)), (unit(4, 3), unit(4, 4))], torch.tensor([0, 0, 1, 2])
+    parts = losses(Output(torch.randn(4, 3), projections=projections), labels, same_class=same)
+    expected = sum(contrastive(visual, audio, labels, same) for visual, audio in projections) / 2
+    assert parts.contrastive.item() == pytest.approx(expected.item())
+    assert parts.chance == contrastive_chance(labels, same)
+
+
+def test_by_default_pairs_of_the_same_class_are_negatives_and_all_but_the_streams_counts_once():
+    projections, labels = [(unit(4, 1), unit(4, 2))], torch.tensor([0, 0, 1, 2])
+    output = Output(torch.randn(4, 3), torch.randn(4), projections, streams=[torch.randn(4, 3)])
+    parts = losses(output, labels)
+    for options in ({}, {"same_class": "negatives"}):
+        assert parts.contrastive == contrastive(*projections[0], labels, **options)
+    assert parts.chance == contrastive_chance(labels) == contrastive_chance(labels, "negatives")
+    assert parts.total == parts.classes + parts.background + parts.contrastive and parts.streams > 0
+
+
+def test_where_background_is_one_more_class_the_class_loss_is_all_there_is():
+    output = Output(torch.randn(2, 4), torch.randn(2), [(unit(2, 1), unit(2, 2))], one_softmax=True)
+    parts = losses(output, torch.tensor([0, -1]))
+    assert parts.background == parts.contrastive == parts.chance == parts.streams == 0 < parts.classes == parts.total
 
 
 def numbered(labels: list[int]) -> torch.Tensor:
@@ -161,6 +188,15 @@ def test_a_pair_without_sound_or_picture_has_no_part_in_the_contrastive_loss_but
     torch.testing.assert_close(parts.classes, torch.nn.functional.cross_entropy(logits, labels))
 
 
+def test_a_pair_with_several_labels_but_one_modality_has_no_part_in_the_contrastive_loss():
+    torch.manual_seed(0)
+    whole = torch.tensor([True, False, True, True])
+    logits, visual, audio = torch.randn(4, 3), unit(4, 1).float(), unit(4, 2).float()
+    parts = losses(Output(logits, projections=[(visual, audio)], multilabel=True), SEVERAL, whole=whole)
+    torch.testing.assert_close(parts.contrastive, contrastive(visual[whole], audio[whole], SEVERAL[whole]))
+    torch.testing.assert_close(parts.chance, contrastive_chance(SEVERAL[whole]))
+
+
 def test_pairs_without_sound_or_picture_are_not_mined_nor_partners():
     whole = torch.tensor([True, False, True, False])
     for seed in range(20):
@@ -178,6 +214,16 @@ def test_the_class_loss_of_pairs_with_several_labels_is_a_yes_or_no_of_each_clas
     parts = losses(Output(logits, multilabel=True), SEVERAL)
     torch.testing.assert_close(parts.classes, torch.where(SEVERAL > 0, yes, no).sum(1).mean())
     assert parts.background == parts.contrastive == 0
+
+
+def test_a_pair_without_any_of_several_labels_counts_in_the_class_loss_alone():
+    torch.manual_seed(0)
+    labels, logits = SEVERAL * torch.tensor([[1.0], [1], [1], [0]]), torch.randn(4, 3)
+    visual, audio = unit(4, 1).float(), unit(4, 2).float()
+    parts = losses(Output(logits, projections=[(visual, audio)]), labels)
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1)
+    torch.testing.assert_close(parts.classes, each.mean())
+    torch.testing.assert_close(parts.contrastive, contrastive(visual[:3], audio[:3], labels[:3]))
 
 
 @pytest.mark.parametrize("same", ["negatives", "left_out"])
@@ -200,3 +246,16 @@ def test_several_labels_and_what_is_whole_come_back_from_the_other_processes():
     assert output.multilabel and torch.equal(labels, SEVERAL.repeat(2, 1)) and torch.equal(both, whole.repeat(2))
     _, labels, both = whole_batch(Output(torch.randn(4, 3)), torch.arange(4), doubled)
     assert labels.tolist() == [0, 1, 2, 3] * 2 and both is None
+
+
+def test_every_part_of_the_output_comes_back_from_the_other_processes_as_itself():
+    torch.manual_seed(0)
+    background, streams = torch.randn(4), [torch.randn(4, 3), torch.randn(4, 3)]
+    projections = [(torch.randn(4, 5), torch.randn(4, 5)), (torch.randn(4, 5), torch.randn(4, 5))]
+    output = Output(torch.randn(4, 3), background, projections, streams=streams)
+    twice = lambda columns: [column.repeat(2, 1) for column in columns]  # noqa: E731
+    found, _, _ = whole_batch(output, torch.arange(4), twice, torch.tensor([True, False, True, True]))
+    assert torch.equal(found.logits, output.logits.repeat(2, 1)) and torch.equal(found.background, background.repeat(2))
+    assert [torch.equal(ours, own.repeat(2, 1)) for ours, own in zip(found.streams, streams, strict=True)] == [True] * 2
+    for ours, own in zip(found.projections, projections, strict=True):
+        assert all(torch.equal(one, other.repeat(2, 1)) for one, other in zip(ours, own, strict=True))
