@@ -36,9 +36,9 @@ MINUTES ?= 60
 mutants: $(BIN)/.installed
 	@$(RUN) python -m tests.mutants --minutes $(MINUTES) $(foreach only,$(ONLY),'$(only)')
 
-# make exp SET='tokens=10 maavt.lsa=false': one experiment with these settings; the workspace gets back what it had.
+# make exp SET='tokens=10 maavt.lsa=false' NAME=mine: one experiment with these settings; the workspace stays as it was.
 exp: $(BIN)/.installed
-	@$(RUN) python -m flows.exp $(SET)
+	@$(RUN) python -m flows.exp $(if $(NAME),--name $(NAME)) $(SET)
 
 # make ablate SETTINGS='maavt.lsa=true,false' SEEDS='0 1' MORE='-S tokens=10': a grid of experiments, and what all of them
 # share; by default Table 8's numbers of tokens.
