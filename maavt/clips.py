@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -80,12 +81,21 @@ def _middles(start: float, end: float, seconds: int) -> range:
     return range(max(math.ceil(start - 0.5), 0), min(max(math.ceil(end - 0.5), 0), seconds))
 
 
-def pair_label(labels: Sequence[str | None], begin: float, seconds: int) -> str | None:
+def pair_label(labels: Sequence[str | None], begin: float, seconds: int,
+               events: Sequence[tuple[str, float, float]] = ()) -> str | None:
     """The label of a pair of so many seconds, given those of its clip's seconds: that at its middle. Where this lies
-    between two seconds, and the later one is background, it is that of the earlier one."""
+    between two seconds, and the later one is background, it is that of the earlier one.
+
+    Of several `events` (label, start, end) in the clip it is the one that covers most of the pair, the earliest of
+    equals.
+    """
     middle = begin + seconds / 2
     found = labels[int(middle)]
-    return labels[int(middle) - 1] if found is None and middle == int(middle) else found
+    found = labels[int(middle) - 1] if found is None and middle == int(middle) else found
+    covered = Counter()
+    for label, start, end in sorted(events, key=lambda event: event[1]):
+        covered[label] += max(min(end, begin + seconds) - max(start, begin), 0.0)
+    return covered.most_common(1)[0][0] if found is not None and covered.total() else found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,14 @@ def test_a_pair_has_the_label_of_its_middle_and_is_no_background_where_an_event_
     assert pair_label(labels, begin, seconds) == told
 
 
+@pytest.mark.parametrize("meet, told", [(0.8, "b"), (1.2, "a"), (1.0, "a")])
+def test_of_two_events_that_meet_inside_a_pair_it_has_the_one_that_covers_more_of_it(meet, told):
+    both = clip(label="a", start=0, end=meet, events=(("b", meet, 10),))
+    events = [("a", 0, meet), ("b", meet, 10)]
+    assert pair_label(both.second_labels(4), 0, 2, events) == told
+    assert pair_label(both.second_labels(4), 2, 2, events) == "b"
+
+
 def test_a_manifest_is_read_as_it_was_written(tmp_path):
     labels = Labels(classes=("dog", "cat, angry"), background=True)
     clips = [clip(begin=0.5, seconds=3.25, events=(("dog", 1, 2.5),)),

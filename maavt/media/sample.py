@@ -45,6 +45,8 @@ def make_sample(clip: Clip, *, raw: Path, settings: Shard, recipe: Spectrogram) 
             members["spectrogram.npy"] = buffer.getvalue()
     facts = {"label": clip.label, "labels": clip.second_labels(recipe.clip_seconds), "begins": begins,
              "start": clip.start, "end": clip.end, "source": clip.source}
+    if clip.events:
+        facts["events"] = [(clip.label, clip.start, clip.end), *clip.events]
     members["json"] = json.dumps(facts | ({"absent": media.absent} if media.absent else {})).encode()
     values = np.zeros(0) if sound is None else sound.astype(np.float64).ravel()
     rows = np.concatenate([frame.reshape(len(frame), -1) for frame in frames.values()] or [np.zeros((0, 3), np.uint8)])

@@ -127,7 +127,9 @@ def class_counts(clips: list[Clip], quality: list[dict[str, str]], index: dict) 
         labels = clip.second_labels(recipe.clip_seconds)
         for begin in pair_begins(min(reached[clip.key], recipe.clip_seconds), recipe):
             found[clip.split] += 1
-            of_samples.update((label, clip.split) for label in parts(pair_label(labels, begin, recipe.seconds)))
+            label = pair_label(labels, begin, recipe.seconds, ((clip.label, clip.start, clip.end), *clip.events)
+                               if clip.events else ())
+            of_samples.update((part, clip.split) for part in parts(label))
     exact = all(found[split] == index["splits"][split]["pairs"] for split in SPLITS)
     names = [*index["classes"], *([BACKGROUND] if index["background"] else [])]
     rows = [{"class": name, "total": sum((of_samples if exact else of_clips)[name, split] for split in SPLITS),

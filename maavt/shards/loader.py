@@ -154,7 +154,7 @@ class Loader:
             else:
                 exact = begin
             middle = int(exact + self.recipe["seconds"] / 2)
-            label = pair_label(facts["labels"], exact, self.recipe["seconds"])
+            label = pair_label(facts["labels"], exact, self.recipe["seconds"], facts.get("events", ()))
             labels = [BACKGROUND_LABEL] if label is None else [self.classes[name] for name in self.labels.of(label)]
             yield _Pair(sample["__key__"], begin, labels,
                         b"" if absent == "picture" else sample[f"frame-{middle:02d}.jpg"], spectrogram, absent)
