@@ -62,12 +62,17 @@ def experiment(name: str, changes: list[str], project: Path, lock: int, logs: Pa
     Raises UserError when it fails.
     """
     with changed(project, changes):
-        for command in (lambda: ["repro", *targets], lambda: saving(project, name, targets)):
-            done = run([*DVC, *command()], project, lock, logs / f"{name}.log")
-            if done.code:
-                raise UserError(f"the experiment {', '.join(changes)} failed: "
-                                f"{(done.tail.splitlines() or ['no message'])[-1]} (all of it: {done.log})")
+        dvc(["repro", *targets], name, changes, project, lock, logs)
+        dvc(saving(project, name, targets), name, changes, project, lock, logs)
         return [{"model": model, **speed(project, model), **scores} for model, scores in read_metrics(project).items()]
+
+
+def dvc(command: list[str], name: str, changes: list[str], project: Path, lock: int, logs: Path) -> None:
+    """Run a command of DVC for an experiment. Raises UserError when it fails."""
+    done = run([*DVC, *command], project, lock, logs / f"{name}.log")
+    if done.code:
+        raise UserError(f"the experiment {', '.join(changes)} failed: "
+                        f"{(done.tail.splitlines() or ['no message'])[-1]} (all of it: {done.log})")
 
 
 def speed(project: Path, model: str) -> dict[str, float]:

@@ -11,7 +11,7 @@ from maavt.measure import scores
 from maavt.page import charts
 from maavt.page.draw import svg
 from maavt.page.ran import committed, committed_dataset
-from maavt.page.results import Result
+from maavt.page.results import Result, group_of
 
 GIVEN = {"both modalities": "predicted", "sound alone": "audio_only", "picture alone": "visual_only"}
 AS_TEXT = 32  # classes whose confusion table is text, not a picture
@@ -22,24 +22,25 @@ def accuracies(result: Result) -> list[dict]:
     """With both modalities and with one: the share of right pairs, and of right clips where they have one label."""
     rows = []
     for given, column in GIVEN.items():
-        row = {"given": given, "pairs": share(result.keys, result.right(column)), "clips": None}
+        row = {"given": given, "pairs": share(result.groups, result.right(column)), "clips": None}
         if result.clips and column in result.clips[0]:
-            row["clips"] = share([clip["key"] for clip in result.clips],
+            row["clips"] = share([group_of(clip) for clip in result.clips],
                                  [result.is_right(clip, column) for clip in result.clips])
         rows.append(row)
     return rows
 
 
-def share(keys: Sequence[str], right: Sequence[float]) -> tuple[float, float, float]:
-    """A mean over pairs, or clips, with its 95 % interval."""
-    return (float(np.mean(right)), *scores.accuracy_interval(keys, right))
+def share(groups: Sequence[str], right: Sequence[bool]) -> tuple[float, float, float]:
+    """The share of right pairs, or clips, with its 95 % interval."""
+    return (float(np.mean(right)), *scores.share_interval(right, groups))
 
 
 def against(result: Result, other: Result) -> tuple[float, float, float] | None:
     """How much more of the same test pairs a model gets right than another, with its 95 % interval."""
     if result.keys != other.keys:
         return None
-    return share(result.keys, np.subtract(result.right(), other.right(), dtype=float))
+    found = scores.lead([result.right()], [other.right()], result.groups)
+    return found.mean, found.low, found.high
 
 
 def chance(result: Result) -> tuple[str, float]:
