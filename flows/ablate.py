@@ -72,10 +72,15 @@ def experiment(name: str, changes: list[str], project: Path, lock: int, logs: Pa
     with changed(project, changes):
         for step in (nullcontext(["repro", *targets]), saving(project, name, targets)):
             with step as command:
-                done = run([*DVC, *command], project, lock, logs / f"{name}.log")
-            if done.code:
-                raise UserError(f"the experiment {', '.join(changes)} failed: {done.reason} (all of it: {done.log})")
+                dvc(command, name, changes, project, lock, logs)
         return [{"model": model, **speed(project, model), **scores} for model, scores in read_metrics(project).items()]
+
+
+def dvc(command: list[str], name: str, changes: list[str], project: Path, lock: int, logs: Path) -> None:
+    """Run a command of DVC for an experiment. Raises UserError when it fails."""
+    done = run([*DVC, *command], project, lock, logs / f"{name}.log")
+    if done.code:
+        raise UserError(f"the experiment {', '.join(changes)} failed: {done.reason} (all of it: {done.log})")
 
 
 def speed(project: Path, model: str) -> dict[str, float]:

@@ -27,6 +27,7 @@ class Clip:
     `path` is relative to the folder of clips.csv; `status` is ok or failed, with the `reason` of a failure. A clip that
     is cut out of a longer recording begins at second `begin` of that file; None: it is the file, from its beginning.
     `seconds` is how long the clip is, 0 where nobody has measured. `events` are further ones: (label, start, end).
+    Clips of one `source` (a recording, a speaker, a group of folder.group) are alike: intervals count them together.
     `slot` is the clip's place among those of its split for good, -1 before it has one, and `batch` the first slot of
     those that came with it: shards are made of neighbours of a batch.
     """

@@ -30,6 +30,11 @@ class Result:
         """The clip of each test sample."""
         return [row["key"] for row in self.predictions]
 
+    @cached_property
+    def groups(self) -> list[str]:
+        """What each test pair's clip comes from, such as a recording or a speaker: intervals count it as one."""
+        return [group_of(row) for row in self.predictions]
+
     def labels(self, row: dict[str, str]) -> list[str]:
         """The label of a row, or its labels where clips have several."""
         return row["label"].split(SEVERAL) if self.multilabel else [row["label"]]
@@ -65,6 +70,11 @@ def read_result(data: Path, name: str, multilabel: bool = False) -> Result:
         )
     except FileNotFoundError as error:
         raise UserError(f"no {error.filename}; run the stages before the report first (dvc repro)") from None
+
+
+def group_of(row: dict[str, str]) -> str:
+    """The group of a row of predictions: what intervals count together."""
+    return row.get("group") or row["key"]
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from maavt.measure import scores
 from maavt.page import charts
 from maavt.page.draw import svg
 from maavt.page.ran import committed, committed_dataset
-from maavt.page.results import Result
+from maavt.page.results import Result, group_of
 
 GIVEN = {"both modalities": "predicted", "audio only": "audio_only", "visual only": "visual_only"}
 AS_TEXT = 32  # with more classes the confusion table is an image
@@ -22,9 +22,9 @@ def accuracies(result: Result) -> list[dict]:
     """Accuracy per sample with both modalities and with either one, and per clip where clips have one label."""
     rows = []
     for given, column in GIVEN.items():
-        row = {"given": given, "samples": share(result.keys, result.right(column)), "clips": None}
+        row = {"given": given, "samples": share(result.groups, result.right(column)), "clips": None}
         if result.clips and column in result.clips[0]:
-            row["clips"] = share([clip["key"] for clip in result.clips],
+            row["clips"] = share([group_of(clip) for clip in result.clips],
                                  [result.is_right(clip, column) for clip in result.clips])
         rows.append(row)
     return rows
@@ -45,16 +45,17 @@ def bars(found: list[tuple[Result, list[dict]]], most_frequent: tuple[str, float
                     "tip": f"always predicting {label}"}]
 
 
-def share(keys: Sequence[str], right: Sequence[float]) -> tuple[float, float, float]:
-    """The mean over samples or clips, with its 95 % interval."""
-    return (float(np.mean(right)), *scores.accuracy_interval(keys, right))
+def share(groups: Sequence[str], right: Sequence[bool]) -> tuple[float, float, float]:
+    """The accuracy over samples or clips, with its 95 % interval by groups."""
+    return (float(np.mean(right)), *scores.share_interval(right, groups))
 
 
 def against(result: Result, other: Result) -> tuple[float, float, float] | None:
     """The difference in accuracy of two models on the same test samples, with its 95 % interval."""
     if result.keys != other.keys:
         return None
-    return share(result.keys, np.subtract(result.right(), other.right(), dtype=float))
+    found = scores.lead([result.right()], [other.right()], result.groups)
+    return found.mean, found.low, found.high
 
 
 def chance(result: Result) -> tuple[str, float]:

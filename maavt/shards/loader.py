@@ -47,6 +47,7 @@ class Batch:
     seconds: list[float]  # where each pair begins in its clip
     boxes: torch.Tensor | None = None  # (B, 4) float32
     absent: torch.Tensor | None = None  # (B,) uint8, places in ABSENT; None where no clip of the data set lacks any
+    groups: list[str] | None = None  # what the clip of each pair comes from: a recording, a speaker (Clip.source)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class _Pair:
     jpeg: bytes
     spectrogram: np.ndarray  # (T, F)
     absent: str
+    group: str = ""
 
 
 class Loader:
@@ -157,7 +159,8 @@ class Loader:
             label = pair_label(facts["labels"], exact, self.recipe["seconds"], facts.get("events", ()))
             labels = [BACKGROUND_LABEL] if label is None else [self.classes[name] for name in self.labels.of(label)]
             yield _Pair(sample["__key__"], begin, labels,
-                        b"" if absent == "picture" else sample[f"frame-{middle:02d}.jpg"], spectrogram, absent)
+                        b"" if absent == "picture" else sample[f"frame-{middle:02d}.jpg"], spectrogram, absent,
+                        facts.get("source") or sample["__key__"])
 
     def _batches(self, pairs: Iterator[_Pair], rng: random.Random | None, sizes: Iterable[int] = (),
                  skip: int = 0) -> Iterator[Batch]:
@@ -204,7 +207,8 @@ class Loader:
                        else None)
         if torch.cuda.is_available():
             tensors = [tensor if tensor is None else tensor.pin_memory() for tensor in tensors]
-        return Batch(*tensors[:3], [pair.key for pair in pairs], [pair.second for pair in pairs], *tensors[3:])
+        return Batch(*tensors[:3], [pair.key for pair in pairs], [pair.second for pair in pairs], *tensors[3:],
+                     groups=[pair.group for pair in pairs])
 
 
 def _box(size: int, rng: random.Random) -> tuple[int, int, int, int]:

@@ -63,7 +63,7 @@ def _clips(synth: Synth, seed: int) -> Iterator[Clip]:
             start = int(rng.integers(0, SECONDS - length + 1))
             key = f"{split}-{number:05d}"
             yield Clip(key=key, path=f"{split}/{key}.mp4", label=names[number % synth.classes], split=split,
-                       start=start, end=start + length, source=f"synth seed {seed}")
+                       start=start, end=start + length, source=f"synth seed {seed} {key}")
 
 
 def _rng(seed: int, split: str, number: int, purpose: int = 0) -> np.random.Generator:

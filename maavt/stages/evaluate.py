@@ -25,6 +25,8 @@ from maavt.training.precision import average_precisions, mean_average_precision
 from maavt.training.runtime import Prediction, accuracy, in_int8, pick_device, place, predict_alone
 from maavt.work import atomic, project_root, write_table
 
+CLIP_COLUMNS = ("key", "group", "label", "predicted", "probability", "pairs", "audio_only", "visual_only")
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Score one model with both modalities and with either one alone."""
@@ -61,19 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
         **(vggsounder_metrics(labels, said, config["classes"]) if labels else {}),
     }
     folder, classes = data / "eval" / name, [*config["classes"], *([BACKGROUND] if config["background"] else [])]
-    rows = [{"key": p.key, "second": p.second, "label": named(p.label, classes), "predicted": classes[p.predicted],
-             "probability": f"{p.probability:.4f}", "audio_only": classes[a.predicted],
-             "visual_only": classes[v.predicted], "audio_only_probability": f"{a.probability:.4f}",
-             "visual_only_probability": f"{v.probability:.4f}", "likeliest": json.dumps(likeliest(p, classes)),
-             "absent": p.absent}
-            for p, a, v in zip(both, audio, visual, strict=True)]
+    rows = pair_rows(both, audio, visual, classes)
     write_table(folder / "predictions.csv", rows[0], rows)
-    write_table(folder / "predictions_clips.csv",
-                ("key", "label", "predicted", "probability", "pairs", "audio_only", "visual_only"), [
-        {"key": c.key, "label": named(c.label, classes), "predicted": classes[c.predicted],
-         "probability": f"{c.probability:.4f}", "pairs": c.pairs, "audio_only": classes[a.predicted],
-         "visual_only": classes[v.predicted]} for c, a, v in zip(clips, by_sound, by_sight, strict=True)
-    ])
+    write_table(folder / "predictions_clips.csv", CLIP_COLUMNS, clip_rows(clips, by_sound, by_sight, classes))
     pairs = [(classes[label], classes[p.predicted]) for p in both
              for label in ([p.predicted] if p.right else p.labels)]  # of several labels, the one that is told
     given = Counter(classes[label] for p in both for label in p.labels)
@@ -89,10 +81,29 @@ def main(arguments: list[str] | None = None) -> None:
           f"visual only {metrics['accuracy_visual_only']:.3f}")
 
 
+def pair_rows(both: list[Prediction], audio: list[Prediction], visual: list[Prediction], classes: list[str]
+              ) -> list[dict]:
+    """The rows of predictions.csv. Pairs of one `group` (a recording, a speaker) are counted together in intervals."""
+    return [{"key": p.key, "group": p.group, "second": p.second, "label": named(p.label, classes),
+             "predicted": classes[p.predicted], "probability": f"{p.probability:.4f}",
+             "audio_only": classes[a.predicted], "visual_only": classes[v.predicted],
+             "audio_only_probability": f"{a.probability:.4f}", "visual_only_probability": f"{v.probability:.4f}",
+             "likeliest": json.dumps(likeliest(p, classes)), "absent": p.absent}
+            for p, a, v in zip(both, audio, visual, strict=True)]
+
+
+def clip_rows(both: list[scores.ClipScore], audio: list[scores.ClipScore], visual: list[scores.ClipScore],
+              classes: list[str]) -> list[dict]:
+    """The rows of predictions_clips.csv."""
+    return [dict(zip(CLIP_COLUMNS, (c.key, c.group, named(c.label, classes), classes[c.predicted],
+                                    f"{c.probability:.4f}", c.pairs, classes[a.predicted], classes[v.predicted]),
+                     strict=True)) for c, a, v in zip(both, audio, visual, strict=True)]
+
+
 def certainty(predictions: list[Prediction]) -> dict[str, float]:
-    """The 95 % interval of the accuracy, and how far the probabilities can be believed."""
+    """The 95 % interval of the accuracy (Wilson's, by groups), and how far the probabilities can be believed."""
     right = [p.right for p in predictions]
-    low, high = scores.accuracy_interval([p.key for p in predictions], right)
+    low, high = scores.share_interval(right, [p.group for p in predictions])
     error = scores.calibration_error([p.probability for p in predictions], right)
     return {"accuracy_low": low, "accuracy_high": high, "calibration_error": error}
 
@@ -100,7 +111,7 @@ def certainty(predictions: list[Prediction]) -> dict[str, float]:
 def clip_scores(predictions: list[Prediction]) -> list[scores.ClipScore]:
     """Every clip by the mean probability over its pairs."""
     return scores.by_clip([p.key for p in predictions], [p.label for p in predictions],
-                          np.stack([p.classes for p in predictions]))
+                          np.stack([p.classes for p in predictions]), [p.group for p in predictions])
 
 
 def likeliest(prediction: Prediction, classes: list[str], count: int = 3) -> list[tuple[str, float]]:
@@ -120,10 +131,10 @@ def confusion(pairs: list[tuple[str, str]], labels: Counter, classes: list[str])
 
 
 def clip_metrics(clips: list[scores.ClipScore]) -> dict[str, float]:
-    """The share of clips that are told, its 95 % interval, and the same with every class counting alike: the recall, or
-    where clips have several labels the average precision."""
+    """The share of clips that are told, its 95 % interval (Wilson's, by groups), and the same with every class counting
+    alike: the recall, or where clips have several labels the average precision."""
     right = [clip.right for clip in clips]
-    low, high = scores.interval(right, [1] * len(clips))
+    low, high = scores.share_interval(right, [clip.group for clip in clips])
     if clips and isinstance(clips[0].label, tuple):
         alike = {"map_clips": mean_average_precision(*scored(clips))}
     else:

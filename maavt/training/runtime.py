@@ -169,7 +169,7 @@ def whole_pairs(batches: Iterable[Batch], normalise: Normaliser, device: torch.d
 class Prediction:
     """Of one pair: classes are numbers, -1 is background; probabilities are of the class head and of background,
     `classes` (C,) those of the class head alone. Where clips have several labels, `label` holds all of them, and the
-    strongest class is predicted."""
+    strongest class is predicted. Pairs of one `group` (a recording, a speaker) are alike."""
 
     key: str
     second: float
@@ -179,6 +179,7 @@ class Prediction:
     probability: float
     classes: np.ndarray | None = field(default=None, repr=False, compare=False)
     absent: str = ""
+    group: str = ""
 
     @property
     def empty(self) -> float:
@@ -244,7 +245,8 @@ def _said(batch: Batch, output: Output, background: bool) -> Iterator[Prediction
     labels = batch.labels.tolist() if batch.labels.dim() == 1 else [
         tuple(row.nonzero()[:, 0].tolist()) for row in batch.labels]
     rows = zip(batch.keys, batch.seconds, labels, predicted.tolist(), best.tolist(),
-               chance.tolist(), classes.float().cpu().numpy(), map(ABSENT.__getitem__, absent), strict=True)
+               chance.tolist(), classes.float().cpu().numpy(), map(ABSENT.__getitem__, absent),
+               batch.groups or batch.keys, strict=True)
     yield from (Prediction(*row) for row in rows)
 
 

@@ -10,11 +10,27 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from maavt.clips import ABSENT, read_manifest
+from maavt.measure.scores import share_interval
 from maavt.models import create_model
 from maavt.models.output import Output
 from maavt.shards.loader import Batch, Loader
 from maavt.stages import download, evaluate, shard, train
-from maavt.stages.evaluate import background_metrics, likeliest, vggsounder_metrics
+from maavt.stages.evaluate import (
+    absent_metrics,
+    background_metrics,
+    certainty,
+    class_rows,
+    clip_metrics,
+    clip_rows,
+    clip_scores,
+    confusion,
+    likeliest,
+    named,
+    pair_rows,
+    precision_metrics,
+    retrieval_metrics,
+    vggsounder_metrics,
+)
 from maavt.training.adapter import load_adapter
 from maavt.training.runtime import Normaliser, Prediction, accuracy, predict, predict_alone
 from tests.conftest import tiny_settings
@@ -66,6 +82,123 @@ def test_background_takes_its_share_from_the_classes():
     said = Prediction("a", 0, 0, 1, 1, 0.3, np.array([0.25, 0.75]))  # 0.3 = 0.75 (1 - 0.6)
     assert likeliest(said, ["cat", "dog", "background"]) == [("background", 0.6), ("dog", 0.3), ("cat", 0.1)]
     assert likeliest(said, ["cat", "dog"]) == [("dog", 0.75), ("cat", 0.25)]
+
+
+def test_without_background_the_strongest_classes_come_first_however_many_there_are():
+    said = Prediction("a", 0, 2, 2, 2, 0.4, np.array([0.3, 0.123456, 0.4, 0.17]))
+    assert likeliest(said, ["a", "b", "c", "d"]) == [("c", 0.4), ("a", 0.3), ("d", 0.17)]
+    assert likeliest(said, ["a", "b", "c", "d"], count=4)[3] == ("b", 0.1235)
+
+
+def of(key: str, label: int | tuple[int, ...], classes: list[float], **more) -> Prediction:
+    """What is said of a pair by its probabilities of the classes."""
+    best = int(np.argmax(classes))
+    return Prediction(key, more.pop("second", 0.0), label, best, best, max(classes), np.array(classes), **more)
+
+
+# Two clips of one speaker: the first is told by both, the second by its sound alone.
+BOTH = [of("a", 0, [0.9, 0.1], group="ann"), of("a", 0, [0.4, 0.6], group="ann", second=1.0),
+        of("b", 1, [0.7, 0.3], group="ann")]
+AUDIO = [of("a", 0, [0.2, 0.8]), of("a", 0, [0.3, 0.7]), of("b", 1, [0.45, 0.55])]
+VISUAL = [of("a", 0, [0.6, 0.4]), of("a", 0, [0.8, 0.2]), of("b", 1, [0.75, 0.25])]
+CLASSES = ["cat", "dog"]
+
+
+def test_a_row_of_each_pair_says_what_both_modalities_and_each_alone_tell():
+    first, second, third = pair_rows(BOTH, AUDIO, VISUAL, CLASSES)
+    assert first == {
+        "key": "a", "group": "ann", "second": 0.0, "label": "cat", "predicted": "cat", "probability": "0.9000",
+        "audio_only": "dog", "visual_only": "cat", "audio_only_probability": "0.8000",
+        "visual_only_probability": "0.6000", "likeliest": '[["cat", 0.9], ["dog", 0.1]]', "absent": ""}
+    assert (second["second"], second["predicted"], third["key"], third["label"]) == (1.0, "dog", "b", "dog")
+    assert (third["audio_only"], third["visual_only"]) == ("dog", "cat")
+
+
+def test_a_row_of_each_clip_says_what_both_modalities_and_each_alone_tell():
+    assert clip_rows(*map(clip_scores, (BOTH, AUDIO, VISUAL)), CLASSES) == [
+        {"key": "a", "group": "ann", "label": "cat", "predicted": "cat", "probability": "0.6500", "pairs": 2,
+         "audio_only": "dog", "visual_only": "cat"},
+        {"key": "b", "group": "ann", "label": "dog", "predicted": "cat", "probability": "0.7000", "pairs": 1,
+         "audio_only": "dog", "visual_only": "cat"}]
+
+
+def test_certainty_counts_the_pairs_of_a_group_together():
+    said = [of(f"{group}{number}", 0, [0.8, 0.2] if group < "d" else [0.3, 0.7], group=group)
+            for group in "abcdefgh" for number in range(5)]
+    found = certainty(said)
+    assert (found["accuracy_low"], found["accuracy_high"]) == share_interval([p.right for p in said],
+                                                                            [p.group for p in said])
+    assert found["accuracy_high"] - found["accuracy_low"] > 0.5  # of 40 pairs that are no alike: 0.3
+    assert found["calibration_error"] == pytest.approx(3 / 8 * 0.2 + 5 / 8 * 0.7)
+
+
+def test_of_clips_the_share_that_is_told_with_its_interval_by_groups_and_the_mean_recall():
+    clips = clip_scores([of(f"{speaker}{number}", number == 0, [0.6, 0.4], group=speaker)
+                         for speaker in "abcd" for number in range(4)])
+    assert [clip.right for clip in clips] == 4 * [False, True, True, True]
+    found = clip_metrics(clips)
+    assert found.pop("accuracy_clips") == 0.75 and found.pop("recall_macro_clips") == 0.5
+    assert (found["accuracy_clips_low"], found["accuracy_clips_high"]) == share_interval(
+        4 * [False, True, True, True], np.repeat(list("abcd"), 4)) and len(found) == 2
+
+
+# Pairs with several labels of three classes.
+SEVERAL = [of("a", (0, 1), [0.9, 0.6, 0.1]), of("b", (2,), [0.5, 0.8, 0.4]), of("c", (1,), [0.1, 0.7, 0.2])]
+WORSE = [of("a", (0, 1), [0.1, 0.1, 0.9]), of("b", (2,), [0.5, 0.8, 0.4]), of("c", (1,), [0.3, 0.2, 0.6])]
+
+
+def test_several_labels_are_measured_by_the_average_precision_with_both_and_with_each_alone():
+    whole = (1 + (1 / 2 + 2 / 3) / 2 + 1) / 3  # b is said to be class 1 first, though it is 2
+    worse = (1 / 3 + (1 / 2 + 2 / 3) / 2 + 1 / 3) / 3
+    assert precision_metrics({"av": SEVERAL, "a": WORSE, "v": SEVERAL}) == pytest.approx(
+        {"map": whole, "map_audio_only": worse, "map_visual_only": whole})
+    assert precision_metrics({"av": SEVERAL, "a": SEVERAL, "v": WORSE})["map_visual_only"] == pytest.approx(worse)
+    found = clip_metrics(clip_scores(SEVERAL))
+    assert found["map_clips"] == pytest.approx(whole) and found["accuracy_clips"] == pytest.approx(2 / 3)
+    assert "recall_macro_clips" not in found
+
+
+def test_a_row_of_each_class_has_its_pairs_and_what_is_told_of_them():
+    plain = class_rows([*BOTH, of("c", 0, [0.6, 0.4])], [*CLASSES, "fox"], None)
+    assert plain == [{"class": "cat", "pairs": 3, "accuracy": "0.6667"},
+                     {"class": "dog", "pairs": 1, "accuracy": "0.0000"}, {"class": "fox", "pairs": 0, "accuracy": ""}]
+    several = class_rows(SEVERAL, ["x", "y", "z", "w"], np.array([1, 0.58333, 0.5, np.nan]))
+    assert [tuple(row.values()) for row in several] == [
+        ("x", 1, "1.0000", "1.0000"), ("y", 2, "0.5000", "0.5833"), ("z", 1, "0.0000", "0.5000"), ("w", 0, "", "")]
+    assert list(several[0]) == ["class", "pairs", "accuracy", "average_precision"]
+
+
+def test_the_confusion_table_has_shares_of_each_label_and_a_row_of_each_class():
+    pairs = 3 * [("cat", "cat")] + [("cat", "dog")]
+    assert confusion(pairs, Counter(cat=4), ["cat", "dog", "fox"]) == [
+        {"label": "cat", "predicted": "cat", "pairs": 3, "share": "0.7500"},
+        {"label": "cat", "predicted": "dog", "pairs": 1, "share": "0.2500"},
+        {"label": "dog", "predicted": "dog", "pairs": 0, "share": "0.0000"},
+        {"label": "fox", "predicted": "fox", "pairs": 0, "share": "0.0000"}]
+
+
+def test_labels_are_named():
+    assert named(1, CLASSES) == "dog" and named((0, 1), CLASSES) == "cat;dog" and named((1,), CLASSES) == "dog"
+
+
+def test_pairs_without_a_modality_are_counted_apart_where_there_are_any():
+    said = [of("a", 0, [0.9, 0.1]), of("b", 1, [0.9, 0.1]), of("c", 0, [0.9, 0.1], absent="sound")]
+    assert absent_metrics(said) == {"accuracy_with_both": 0.5, "accuracy_without_sound": 1}
+    assert absent_metrics(said[:2]) == {}
+    assert absent_metrics([of("d", 1, [0.9, 0.1], absent="picture")]) == {"accuracy_without_picture": 0}
+
+
+def test_retrieval_is_the_mean_over_the_blocks():
+    found = {"before": {"recall_1": [0.1, 0.3], "recall_5": [0.5, 0.7]},
+             "after": {"recall_1": [0.2, 0.6], "recall_5": [0.9, 0.7]}}
+    assert retrieval_metrics(found) == pytest.approx({"recall_1_before": 0.2, "recall_1_after": 0.4,
+                                                      "recall_5_before": 0.6, "recall_5_after": 0.8})
+    assert retrieval_metrics(None) == {}
+
+
+def test_nothing_divides_by_no_pairs():
+    assert background_metrics([]) == {"accuracy_background": 0, "accuracy_foreground_classes": 0,
+                                      "accuracy_authors": 0}
 
 
 def prediction(label, predicted, best) -> Prediction:
@@ -202,12 +335,48 @@ def test_the_accuracy_lies_within_its_interval_and_clips_with_background_have_no
     assert rows(made, "predictions_clips") == []
 
 
+def test_what_is_measured_says_of_which_share_of_the_test_clips(project, capsys):
+    """All numbers of metrics.json, where one clip in five was rejected."""
+    place = project / "data/shards/synth/index.json"
+    index = json.loads(place.read_text())
+    index["splits"]["test"]["rejected"] = 1
+    place.unlink()
+    place.write_text(json.dumps(index))
+    evaluate.main(["--model", "maavt"])
+    found, pairs = metrics(project), rows(project, "predictions")
+    config = json.loads((project / "data/models/maavt/config.json").read_text())
+    assert found["coverage"] == 4 / 5 and found["clips"] == 4
+    right = [row["label"] == row["predicted"] for row in pairs]
+    assert found["accuracy"] == sum(right) / 40
+    assert (found["accuracy_low"], found["accuracy_high"]) == share_interval(right, [row["key"] for row in pairs])
+    for given in ("audio_only", "visual_only"):
+        assert found[f"accuracy_{given}"] == sum(row["label"] == row[given] for row in pairs) / 40
+    assert found["trained"] == config["trainable"] and found["epoch"] == config["epoch"]
+    assert found["val_accuracy"] == config["val_accuracy"] and "map" not in found and "val_map" not in found
+    assert {key: value for key, value in found.items() if key.startswith("weight_")} == {
+        f"weight_{part}": weight for part, weight in config["blend"].items()}
+    background = sum((row["label"] == "background") == (row["predicted"] == "background") for row in pairs) / 40
+    assert found["accuracy_background"] == background
+    assert found["accuracy_authors"] == found["accuracy_foreground_classes"] * background
+    assert not {"vggsounder", "accuracy_clips", "accuracy_with_both"} & found.keys()
+    assert {row["group"] for row in pairs} == {f"synth seed 0 {row['key']}" for row in pairs}
+    assert {row["predicted"] for row in rows(project, "confusion")} == {*config["classes"], "background"}
+    assert rows(project, "predictions_clips") == []
+    header = (project / "data/eval/maavt/predictions_clips.csv").read_text().strip()
+    assert header == "key,group,label,predicted,probability,pairs,audio_only,visual_only"
+    low, high = (f"{found[f'accuracy_{end}']:.3f}" for end in ("low", "high"))
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"maavt on 4 test clips of 5: {found['accuracy']:.3f} right (95 %: {low} to {high}); audio only "
+        f"{found['accuracy_audio_only']:.3f}, visual only {found['accuracy_visual_only']:.3f}")
+
+
 def test_a_clip_is_told_by_the_mean_over_its_pairs_where_clips_have_one_label(project):
     """The made clips as a folder of their own, without times of events."""
     clips, _ = read_manifest(project / "data/raw/synth")
     with open(project / "data/raw/synth/table.csv", "w") as file:
-        file.write("path,label,split\n" + "".join(f"{c.path},{c.label},{c.split}\n" for c in clips))
-    settings = tiny_settings(dataset="folder", folder={"root": "data/raw/synth", "table": "table.csv"})
+        file.write("path,label,split,who\n" + "".join(f"{c.path},{c.label},{c.split},{c.split} {number % 2}\n"
+                                                       for number, c in enumerate(clips)))
+    settings = tiny_settings(dataset="folder", folder={"root": "data/raw/synth", "table": "table.csv", "group": "who"})
     (project / "params.yaml").write_text(yaml.safe_dump(settings))
     for stage in (download, shard, train, evaluate):
         stage.main([])
@@ -216,6 +385,9 @@ def test_a_clip_is_told_by_the_mean_over_its_pairs_where_clips_have_one_label(pr
     assert {(row["key"], row["label"]) for row in whole} == {(row["key"], row["label"]) for row in pairs}
     assert found["accuracy"] == sum(row["label"] == row["predicted"] for row in pairs) / 20
     assert found["accuracy_clips"] == sum(row["label"] == row["predicted"] for row in whole) / 4
-    assert found["accuracy_clips_low"] <= found["accuracy_clips"] <= found["accuracy_clips_high"]
+    for table, name in ((pairs, "accuracy"), (whole, "accuracy_clips")):
+        assert {row["group"] for row in table} == {"test 0", "test 1"}
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == share_interval(
+            [row["label"] == row["predicted"] for row in table], [row["group"] for row in table])
     assert found["recall_macro_clips"] == found["accuracy_clips"]  # one clip of each class
     assert "accuracy_background" not in found
