@@ -1,5 +1,6 @@
 """The loader on tiny shards made by hand, value by value."""
 
+import math
 import random
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_the_frame_is_cut_at_its_middle_in_evaluation(six):
 
 def test_in_training_the_frame_is_cut_anywhere_along_and_across(six):
     places = set()
-    for epoch in range(40):
+    for epoch in range(10):
         for batch in load(six, image_size=SIZE - 2).shuffled(seed=0, epoch=epoch, held=1):
             for pair, frame in zip(pairs([batch]), batch.frames, strict=True):
                 whole = decode_jpeg(picture(*map(int, pair.split("."))))
@@ -67,6 +68,12 @@ def test_in_training_the_frame_is_cut_anywhere_along_and_across(six):
 @pytest.mark.parametrize("batch, sizes", [(1, [1] * 18), (7, [7, 7, 4]), (18, [18]), (30, [18])])
 def test_batches_in_order_are_full_but_for_the_last(six, batch, sizes):
     assert [len(found.keys) for found in load(six, batch).in_order()] == sizes and len(load(six, batch)) == len(sizes)
+
+
+@pytest.mark.parametrize("ranks", [1, 4, 20])
+def test_in_order_processes_take_stretches_that_follow_one_another(six, ranks):
+    each = [pairs(load(six).in_order(rank, ranks)) for rank in range(ranks)]
+    assert sum(each, []) == ALL and {len(own) for own in each} <= {18 // ranks, 18 // ranks + 1}
 
 
 @pytest.mark.parametrize("batch, ranks, sizes", [
@@ -209,18 +216,33 @@ def test_parts_of_frames_have_all_shares_and_shapes_and_places_that_are_asked_fo
         assert place[free > 50].min() == 0 and (free - place)[free > 50].min() == 0
 
 
-class Stubborn(random.Random):
-    """One whose every draw from a range is its upper end, and who never mirrors."""
+class Drawn(random.Random):
+    """One who draws these shares and ratios in turn, and never mirrors."""
+
+    def __init__(self, *drawn: tuple[float, float]):
+        super().__init__(0)
+        self.drawn = [number for share, ratio in drawn for number in (share, math.log(ratio))]
 
     def uniform(self, low, high):
-        return high
+        return self.drawn.pop(0)
 
     def random(self):
         return 0.5
 
 
-def test_where_no_part_of_the_drawn_shape_fits_the_frame_is_taken_whole():
-    assert _box(100, Stubborn(0)) == (0, 0, 100, 100)
+WIDE = (1, 4 / 3)  # wider than the frame
+
+
+def test_a_part_may_reach_from_edge_to_edge_and_be_a_pixel_wide():
+    assert _box(40, Drawn((0.75, 4 / 3)))[::2] == (0, 40) and _box(40, Drawn((0.75, 4 / 3)))[3] == 30
+    assert _box(40, Drawn((0.75, 3 / 4)))[1::2] == (0, 40) and _box(40, Drawn((0.75, 3 / 4)))[2] == 30
+    assert _box(3, Drawn((0.12, 3 / 4)))[2:] == (1, 1) == _box(3, Drawn((0.12, 4 / 3)))[2:]
+    assert _box(1, Drawn(*[(0.08, 1)] * 10)) == (0, 0, 1, 1)
+
+
+def test_after_ten_shapes_that_do_not_fit_the_frame_is_taken_whole():
+    assert _box(100, Drawn(*[WIDE] * 10, (0.25, 1))) == (0, 0, 100, 100)
+    assert _box(100, Drawn(*[WIDE] * 9, (0.25, 1)))[2:] == (50, 50)
 
 
 def test_a_spectrogram_is_read_as_numpy_wrote_it():

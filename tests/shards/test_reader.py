@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -157,6 +158,26 @@ def test_a_large_shard_is_fetched_whole(web):
     fsspec.filesystem("memory").pipe("/three/large", data)
     with reader._fetched("memory://three/large") as file:
         assert file.read() == data
+
+
+@pytest.mark.parametrize("protocol, block", [(("http", "https"), 0), (("s3", "s3a"), None)])
+def test_a_fetch_holds_little_in_memory_and_is_one_request_of_a_web_server(monkeypatch, protocol, block):
+    asked = []
+
+    class Source(io.BytesIO):
+        def read(self, size):
+            asked.append(size)
+            return super().read(size)
+
+    def opened(path, mode="rb", block_size="default"):
+        asked.append((path, mode, block_size))
+        return Source(bytes(3 << 20))
+
+    files = SimpleNamespace(protocol=protocol, open=opened)
+    monkeypatch.setattr(fsspec, "url_to_fs", lambda url: (files, f"path of {url}"))
+    with reader._fetched("a") as file:
+        assert len(file.read()) == 3 << 20
+    assert asked.pop(0) == ("path of a", "rb", block) and all(0 < size <= 1 << 20 for size in asked)
 
 
 def test_the_shards_of_a_data_set_are_in_the_project_unless_the_environment_says_where(three, monkeypatch, tmp_path):

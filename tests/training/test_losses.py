@@ -178,11 +178,13 @@ def test_nothing_is_mined_at_share_zero_and_everything_possible_at_share_one():
     assert mine([0, 1, 2], 1.0, 0)[1] == [-1, -1, -1]
 
 
-def test_a_pair_without_sound_or_picture_has_no_part_in_the_contrastive_loss_but_in_that_of_the_classes():
+@pytest.mark.parametrize("same", ["negatives", "left_out"])
+def test_a_pair_without_sound_or_picture_has_no_part_in_the_contrastive_loss_but_in_that_of_the_classes(same):
     labels, whole = torch.tensor([0, 1, 0, 2]), torch.tensor([True, False, True, True])
     logits, visual, audio = torch.randn(4, 3), unit(4, 1).float(), unit(4, 2).float()
-    parts = losses(Output(logits, projections=[(visual, audio)]), labels, whole=whole)
-    alone = losses(Output(logits[whole], projections=[(visual[whole], audio[whole])]), labels[whole])
+    parts = losses(Output(logits, projections=[(visual, audio)]), labels, whole=whole, same_class=same)
+    alone = losses(Output(logits[whole], projections=[(visual[whole], audio[whole])]), labels[whole],
+                   same_class=same)
     torch.testing.assert_close(parts.contrastive, alone.contrastive)
     torch.testing.assert_close(parts.chance, alone.chance)
     torch.testing.assert_close(parts.classes, torch.nn.functional.cross_entropy(logits, labels))
