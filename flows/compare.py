@@ -26,7 +26,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from ruamel.yaml import YAML
 
-from flows import PROJECT, served_project, take
+from flows import PROJECT
 from flows.ablate import at_work, dvc, experiment, spread
 from flows.server import use_server
 from flows.settings import changed, changed_text, check_free, check_project, experiment_name
@@ -54,12 +54,13 @@ Right = dict[tuple[str, str], tuple[bool, str]]  # of pairs by key and second: w
 
 
 @flow(persist_result=False)
-def compare(models: list[str], seeds: list[int], rates: list[float], settings: list[str]) -> list[dict]:
+def compare(models: list[str], seeds: list[int], rates: list[float], settings: list[str], project: Path = PROJECT
+            ) -> list[dict]:
     """Train and evaluate every model; returns the rows of comparison.csv, which grows with each experiment.
 
     Experiments stay in the repository (`dvc exp show`) and in DVC's cache: a comparison that was stopped goes on.
     """
-    project = check_project(served_project())
+    project = check_project(project)
     runs: dict[str, list[dict]] = defaultdict(list)
     failed = []
     with at_work(project, settings) as (lock, logs):
@@ -221,9 +222,8 @@ def main() -> None:
     if not all(rate > 0 for rate in options.rates):
         raise UsageError(f"--rates {options.rates}: expected numbers above 0")
     use_server()
-    take({"project": project})
     for row in compare(*(list(dict.fromkeys(given)) for given in (options.models, options.seeds, options.rates)),
-                       options.settings):
+                       options.settings, project):
         spread = f" ± {row['accuracy_std']:.3f}" if row["seeds"] > 1 else ""
         lead = (f"; {options.models[0]} leads by {row['lead']:+.3f} ({row['lead_low']:+.3f} to "
                 f"{row['lead_high']:+.3f}, p {row['p']})") if "lead" in row else ""

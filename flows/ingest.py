@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from ruamel.yaml import YAML
 
-from flows import runs, served_project, take, told
+from flows import PROJECT, runs, told
 from flows.lock import drop_damaged
 from flows.pipeline import arguments, bring_up_to_date
 from flows.process import only_run, stopping
@@ -34,17 +34,13 @@ LAST = "shard"  # of the stages that an ingest makes, with all that it needs
 PASSING = ("transient", "session", "environment")  # kinds of failure of a clip that may be others the next time
 
 
-@flow(persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=16), on_cancellation=[told.stopped],
-      on_crashed=[told.stopped])
-def ingest(set: list[str] | None = None, push: bool = False, retries: int = 0, pause: float = 60,
-           within: str | None = None) -> State:
+@flow(persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=16))
+def ingest(project: Path = PROJECT, set: list[str] | None = None, push: bool = False, retries: int = 0,
+           pause: float = 60, notify: str | None = None, within: str | None = None) -> State:
     """Bring the clips and shards of a project up to date, say what is new, and push if asked to.
 
     The parameters are the pipeline's, but for `set`, which has no place here.
     """
-    if later := runs.superseded():
-        return later
-    project = served_project()
     facts = {"project": str(project), "run_id": flow_run.id, "url": flow_run.ui_url}
     try:
         if set:
@@ -65,7 +61,8 @@ def ingest(set: list[str] | None = None, push: bool = False, retries: int = 0, p
         state = Failed(message=str(error))
     if state.name == "Completed":
         state = Completed(message=", ".join(f"{count} {what}" for what, count in facts["news"].items()))
-    told.notify(facts | {"state": state.name, "message": state.message})
+    if notify:
+        told.notify(notify, facts | {"state": state.name, "message": state.message})
     return state
 
 
@@ -101,7 +98,7 @@ def main() -> None:
     options["project"] = check_project(options["project"])
     changed_text(options["project"], [])
     use_server()
-    state = ingest(**take(options), return_state=True)
+    state = ingest(**options, return_state=True)
     print(state.message)
     if not state.is_completed():
         raise UserError(state.message)

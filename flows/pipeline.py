@@ -22,7 +22,7 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from flows import PROJECT, runs, served_project, take, told
+from flows import PROJECT, runs, told
 from flows.lock import drop_damaged
 from flows.process import DVC, LAST, only_run, run, stopped, stopping
 from flows.server import use_server
@@ -137,21 +137,17 @@ def in_order(needs: dict[str, set[str]], start: Callable, at_once: int) -> Itera
         yield stage, state
 
 
-@flow(persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=16), on_cancellation=[told.stopped],
-      on_crashed=[told.stopped])
-def pipeline(set: list[str] | None = None, push: bool = False, retries: int = 0, pause: float = 60,
-             within: str | None = None) -> State:
-    """Bring every stage of this process's DVC project up to date, then push the cache if asked to.
+@flow(persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=16))
+def pipeline(project: Path = PROJECT, set: list[str] | None = None, push: bool = False, retries: int = 0,
+             pause: float = 60, notify: str | None = None, within: str | None = None) -> State:
+    """Bring every stage of a DVC project up to date, then push the cache if asked to.
 
     With `set` (["tokens=10", ...]) the run is an experiment: DVC keeps it under a name made of the settings, and the
     workspace gets back what it had. What is fetched from elsewhere is tried again `retries` times, after `pause`
     seconds and then twice as long each time. Of two runs in one project the second waits; `within` names a
-    concurrency limit of the Prefect server. The command in MAAVT_NOTIFY gets JSON on its standard input at the end. A
-    run that is cancelled or killed stops its stages.
+    concurrency limit of the Prefect server. The command `notify` gets JSON on its standard input at the end. A run that
+    is cancelled or killed stops its stages.
     """
-    if later := runs.superseded():
-        return later
-    project = served_project()
     settings = list(set or [])
     facts = {"project": str(project), "settings": settings, "run_id": flow_run.id, "url": flow_run.ui_url}
     try:
@@ -165,7 +161,8 @@ def pipeline(set: list[str] | None = None, push: bool = False, retries: int = 0,
                 state = bring_up_to_date(project, settings, push, retries, pause, lock, logs, facts)
     except UserError as error:
         state = Failed(message=str(error))
-    told.notify(facts | {"state": state.name, "message": state.message})
+    if notify:
+        told.notify(notify, facts | {"state": state.name, "message": state.message})
     return state
 
 
@@ -244,7 +241,7 @@ def main() -> None:
     options["project"] = check_project(options["project"])
     changed_text(options["project"], options["set"] or [])  # wrong settings are told before a server is started
     use_server()
-    state = pipeline(**take(options), return_state=True)
+    state = pipeline(**options, return_state=True)
     if not state.is_completed():
         raise UserError(state.message)
 

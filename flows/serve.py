@@ -8,14 +8,13 @@ whose process was killed are marked as Crashed.
 """
 
 import argparse
-import os
 import sys
 from zoneinfo import ZoneInfo
 
 from prefect import serve
 from prefect.schedules import Cron
 
-from flows import runs, take, told
+from flows import runs
 from flows.ingest import ingest
 from flows.pipeline import arguments, pipeline
 from flows.server import need_server
@@ -30,13 +29,11 @@ def main() -> None:
     parser.add_argument("--flow", choices=("pipeline", "ingest"), default="pipeline", help="what is served (pipeline)")
     parser.add_argument("--timezone", default="UTC", help="e.g. Europe/Berlin (UTC)")
     parser.add_argument("--limit", type=int, default=1, metavar="N", help="runs at the same time (1)")
-    parser.add_argument("--name", help="of the deployment (the name of the project's folder)")
     parser.add_argument("--catch-up", action="store_true", help="start all missed runs, not the latest alone")
     arguments(parser)
     options = vars(parser.parse_args())
     served = ingest if options.pop("flow") == "ingest" else pipeline
-    cron, timezone, limit, catch_up, name = (options.pop(key) for key in
-                                             ("cron", "timezone", "limit", "catch_up", "name"))
+    cron, timezone, limit, catch_up = (options.pop(name) for name in ("cron", "timezone", "limit", "catch_up"))
     try:
         ZoneInfo(timezone)
     except (ValueError, OSError, KeyError):  # what it raises depends on how the name is wrong
@@ -48,13 +45,10 @@ def main() -> None:
     project = check_project(options["project"])
     changed_text(project, options["set"] or [])
     need_server()
-    name = name or project.name
-    runs.check_own(f"{served.name}/{name}", project)
-    os.environ["MAAVT_CATCH_UP"] = "1" if catch_up else ""
-    deployment = served.to_deployment(name, schedule=schedule, parameters=take(options), tags=[runs.place(project)])
+    runs.watch(project, f"{served.name}/{project.name}")
+    deployment = served.to_deployment(project.name, schedule=schedule, parameters=options | {"project": str(project)})
     deployment.apply()  # which takes back the runs of an old schedule that are to come
-    runs.watch(project, f"{served.name}/{name}", told.stopped)
-    if not catch_up and (dropped := runs.drop_missed(f"{served.name}/{name}")):
+    if not catch_up and (dropped := runs.drop_missed(f"{served.name}/{project.name}")):
         print(f"{dropped} missed runs are left out, the latest one follows (--catch-up starts all)", flush=True)
     serve(deployment, limit=limit, pause_on_shutdown=False)  # the schedule goes on when this is started again
 

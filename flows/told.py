@@ -8,18 +8,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from prefect import get_run_logger
 from prefect.artifacts import Artifact, create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from ruamel.yaml import YAML
 
-from flows import runs, served_project
 from maavt.params import flat
 
 NOTIFY_LIMIT = 60  # seconds for the command that is told
@@ -36,8 +35,7 @@ def introduce(project: Path, settings: Sequence[str], **options) -> str:
     name = " ".join([project.name, revision, *(settings or differing)])
     name = f"{name if len(name) <= 100 else name[:97] + '...'} {flow_run.id[-4:] if flow_run.id else ''}".strip()
     if flow_run.id:
-        tags = [*flow_run.tags, f"project:{project.name}", runs.place(project), f"git:{revision}", *settings,
-                *differing, *given]
+        tags = [*flow_run.tags, f"project:{project.name}", f"git:{revision}", *settings, *differing, *given]
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run.id, name=name, tags=list(dict.fromkeys(tags)),
                                    infrastructure_pid=f"{socket.gethostname()}:{os.getpid()}")
@@ -115,13 +113,8 @@ def read_rejects(project: Path) -> Counter:
     return Counter()
 
 
-def notify(facts: Mapping) -> None:
-    """Run the command in MAAVT_NOTIFY, if any, in a shell with the facts as JSON on its standard input.
-
-    Its failure is a warning and does not fail the run.
-    """
-    if not (command := os.environ.get("MAAVT_NOTIFY")):
-        return
+def notify(command: str, facts: Mapping) -> None:
+    """Run the command of --notify in a shell with the facts as JSON on its standard input; it fails alone."""
     with subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True) as process:
         try:
@@ -131,14 +124,7 @@ def notify(facts: Mapping) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             said, code = "", f"no end within {NOTIFY_LIMIT} s"
     if code:
-        print(f"warning: --notify: the command failed ({code}): {said.strip()[-500:]}", file=sys.stderr, flush=True)
-
-
-def stopped(flow, flow_run, state) -> None:
-    """Notify of a cancelled or crashed run: a hook of the flows, which Prefect calls when the run's process is gone."""
-    ended = "Cancelled" if state.is_cancelling() else state.name  # Prefect calls the hook a moment too early
-    notify({"project": str(served_project()), "run": flow_run.name, "run_id": flow_run.id, "state": ended,
-            "message": state.message, "settings": flow_run.parameters.get("set") or []})
+        get_run_logger().warning("--notify: the command failed (%s): %s", code, said.strip()[-500:])
 
 
 def _last(key: str) -> dict[str, float]:
