@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
 
-from maavt.errors import UsageError
+from maavt.errors import UsageError, redacted
 from maavt.params import check_weights, parse_params
 from maavt.work import atomic
 
@@ -90,7 +90,7 @@ def experiment_name(settings: Sequence[str]) -> str:
     """A name that DVC and file systems take: tokens=10 and maavt.lsa=false become tokens-10-maavt-lsa-false; one
     that is long, or in which signs matter that it cannot have (a path, a minus), ends in a hash of all."""
     told = " ".join(settings)
-    name = "-".join("".join(c if c.isalnum() else " " for c in told).split())
+    name = "-".join("".join(c if c.isalnum() else " " for c in redacted(told)).split())
     short = name.encode()[:LONGEST].decode(errors="ignore")
     values = [change.rpartition("=")[2] for setting in settings for change in setting.split("+")]
     plain = short == name and all(map(PLAIN.fullmatch, values))

@@ -136,12 +136,20 @@ def background(command: list[str], log: Path, environment: dict):
         process.wait()
 
 
+@contextmanager
+def served(project: Path, cron: str, folder: Path, environment: dict, *options: str):
+    """A running `flows.serve` of a project."""
+    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(project), *options]
+    with background(command, folder / f"serve {project.name}.log", environment) as process:
+        yield process
+
+
 class Api:
     """The few calls of the Prefect server's API that the tests need."""
 
-    def __init__(self, url: str, deployment: str):
-        self.client = httpx.Client(base_url=url, timeout=30 * PATIENCE)
-        self.deployment = self.call("GET", f"/deployments/name/pipeline/{deployment}")["id"]
+    def __init__(self, environment: dict, ends: ExitStack):
+        self.environment, self.ends, self.served = environment, ends, {}
+        self.client = httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=30 * PATIENCE)
 
     def call(self, method: str, path: str, body: dict | None = None):
         for _ in range(30):  # a server whose database is busy says 503, and Prefect's own client asks again too
@@ -152,10 +160,19 @@ class Api:
         response.raise_for_status()
         return response.json()
 
+    def serve(self, project: Path, *options: str, cron: str = "0 0 1 1 *") -> subprocess.Popen:
+        """Have a project served until the test ends, once its deployment is there."""
+        process = self.ends.enter_context(served(project, cron, project.parent, self.environment, *options))
+        name = f"/deployments/name/pipeline/{project.name}"
+        wait_for("the deployment", lambda: process.poll() is not None or self.client.get(name).is_success)
+        self.served[project] = self.call("GET", name)["id"]
+        return process
+
     def start(self, project: Path, **parameters) -> str:
-        """Trigger a run; returns its id."""
-        body = {"parameters": {"project": str(project), **parameters}}
-        return self.call("POST", f"/deployments/{self.deployment}/create_flow_run", body)["id"]
+        """Trigger a run of a project, which is served if it is not yet; returns the run's id."""
+        if project not in self.served:
+            self.serve(project, "--limit", "4")
+        return self.call("POST", f"/deployments/{self.served[project]}/create_flow_run", {"parameters": parameters})["id"]
 
     def end(self, run: str) -> dict:
         """The final state of a run, when it has one."""
@@ -191,7 +208,8 @@ class Api:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a space in its name, for the projects and the server."""
-    return tmp_path_factory.mktemp("flows") / "a folder"
+    (made := tmp_path_factory.mktemp("flows") / "a folder").mkdir()
+    return made
 
 
 def address() -> str:
@@ -231,20 +249,17 @@ def environment(folder):
 
 
 @pytest.fixture(scope="module")
-def by_hand(folder):
-    """A project that is served, and has no runs but those that a test starts."""
-    return make_project(folder / "by hand")
-
-
-@pytest.fixture(scope="module")
-def api(folder, environment, by_hand):
-    """A running server, and a running `flows.serve` whose deployment is `by hand`."""
-    url = environment["PREFECT_API_URL"]
-    serve = [sys.executable, "-m", "flows.serve", "--cron", "0 0 1 1 *", "--limit", "4", "--project", str(by_hand)]
+def server(folder, environment):
+    """A running server."""
     with prefect_server(folder / "server.log", environment):
-        with background(serve, folder / "serve.log", environment):
-            wait_for("the deployment", lambda: answers(f"{url}/deployments/name/pipeline/by hand"))
-            yield Api(url, "by hand")
+        yield
+
+
+@pytest.fixture
+def api(server, environment):
+    """The server's API; projects are served as a test starts runs of them."""
+    with ExitStack() as ends:
+        yield Api(environment, ends)
 
 
 def test_triggered_run_makes_every_stage_in_order_logs_its_lines_pushes_and_says_what_came_of_it(api, folder):
@@ -305,7 +320,8 @@ def test_progress_bar_becomes_a_few_lines_and_a_push_without_a_remote_is_a_state
 
 def test_failed_stage_fails_the_run_which_names_it_with_its_last_words_and_tells_a_command(api, folder):
     project = make_project(folder / "fails", **{"train-b": {"exit code": 1}})
-    run = api.start(project, retries=3, notify=f"cat > '{folder}/told.json'")
+    api.serve(project, "--notify", f"cat > '{folder}/told.json'")
+    run = api.start(project, retries=3)
     state = api.end(run)
     assert (state["type"], state["message"]) == ("FAILED", "stage train@b failed with exit code 1")
     assert not (project / "report").exists()
@@ -425,14 +441,6 @@ def test_run_while_another_dvc_command_works_says_so(api, folder):
     assert state["message"] == f"stage shard was not run: another dvc command works in {project}"
 
 
-@contextmanager
-def served(project: Path, cron: str, folder: Path, environment: dict, *options: str):
-    """A running `flows.serve` of a project."""
-    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(project), *options]
-    with background(command, folder / f"serve {project.name}.log", environment) as process:
-        yield process
-
-
 def runs_of(api, deployment: str) -> list[dict]:
     body = {"deployments": {"name": {"any_": [deployment]}}, "limit": 200}
     return api.call("POST", "/flow_runs/filter", body)
@@ -447,7 +455,7 @@ def test_cron_starts_runs_a_killed_one_is_marked_as_crashed_and_of_missed_ones_o
         for process in [psutil.Process(runner.pid), *processes]:
             process.kill()
     killed = wait_for("the run", lambda: [run for run in runs_of(api, "power cut") if run["state_type"] == "RUNNING"])
-    assert killed[0]["auto_scheduled"] and killed[0]["parameters"]["project"] == str(project)
+    assert killed[0]["auto_scheduled"]
     psutil.wait_procs(processes, 30)
     (project / "go on").touch()
     time.sleep(30)  # ten periods
@@ -471,8 +479,11 @@ def test_cron_starts_runs_a_killed_one_is_marked_as_crashed_and_of_missed_ones_o
         ("0 3 * * *", "http://127.0.0.1:9/api", 1, "no Prefect server answers at http://127.0.0.1:9/api"),
     ],
 )
-def test_serve_ends_with_one_line_and_a_code(environment, by_hand, cron, api_url, code, message):
-    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(by_hand)]
+def test_serve_ends_with_one_line_and_a_code(environment, folder, cron, api_url, code, message):
+    (project := folder / "not served" / str(code) / ".dvc").mkdir(parents=True)
+    (project.parent / "params.yaml").write_text("tokens: 5\n")
+    (project.parent / "dvc.yaml").write_text("stages: {}\n")
+    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(project.parent)]
     wrong = {**environment, "PREFECT_API_URL": api_url}
     done = subprocess.run(command, cwd=PROJECT, env=wrong, capture_output=True, text=True)
     assert done.returncode == code
@@ -527,9 +538,10 @@ def test_a_worker_takes_the_runs_of_the_deployments_in_prefect_yaml(api, folder,
                 for one in api.call("POST", "/deployments/filter", {}) if one["work_pool_name"] == "maavt"}
     assert deployed == {("nightly", "0 3 * * *"), ("weekly", "0 1 * * 0"), ("weekly", "0 12 * * 6"), ("by-hand", "")}
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "maavt"]
-    with background(worker, folder / "worker.log", environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}):
+    with background(worker, folder / "worker.log", environment | {"PREFECT_WORKER_QUERY_SECONDS": "2",
+                                                                  "MAAVT_PROJECT": str(project)}):
         by_hand = api.call("GET", "/deployments/name/pipeline/by-hand")["id"]
-        body = {"parameters": {"project": str(project), "set": ["tokens=8"]}}
+        body = {"parameters": {"set": ["tokens=8"]}}
         run = api.call("POST", f"/deployments/{by_hand}/create_flow_run", body)["id"]
         assert api.end(run)["type"] == "COMPLETED"
     dvc = [sys.executable, "-m", "dvc", "exp", "list", "--name-only"]
