@@ -93,7 +93,7 @@ def experiment_name(settings: Sequence[str]) -> str:
     name = "-".join("".join(c if c.isalnum() else " " for c in redacted(told)).split())
     short = name.encode()[:LONGEST].decode(errors="ignore")
     values = [change.rpartition("=")[2] for setting in settings for change in setting.split("+")]
-    plain = short == name and all(map(PLAIN.fullmatch, values))
+    plain = short == name and redacted(told) == told and all(map(PLAIN.fullmatch, values))
     return name if plain else f"{short}-{sha256(told.encode()).hexdigest()[:12]}"
 
 

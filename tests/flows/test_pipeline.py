@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -150,6 +152,8 @@ class Api:
     def __init__(self, environment: dict, ends: ExitStack):
         self.environment, self.ends, self.served = environment, ends, {}
         self.client = httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=30 * PATIENCE)
+        token = self.client.get("/csrf-token", params={"client": "tests"}).json()["token"]
+        self.client.headers.update({"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token})
 
     def call(self, method: str, path: str, body: dict | None = None):
         for _ in range(30):  # a server whose database is busy says 503, and Prefect's own client asks again too
@@ -172,7 +176,8 @@ class Api:
         """Trigger a run of a project, which is served if it is not yet; returns the run's id."""
         if project not in self.served:
             self.serve(project, "--limit", "4")
-        return self.call("POST", f"/deployments/{self.served[project]}/create_flow_run", {"parameters": parameters})["id"]
+        path = f"/deployments/{self.served[project]}/create_flow_run"
+        return self.call("POST", path, {"parameters": parameters})["id"]
 
     def end(self, run: str) -> dict:
         """The final state of a run, when it has one."""
@@ -243,6 +248,8 @@ def environment(folder):
         "PREFECT_HOME": str(folder / "prefect home"),
         "PREFECT_API_URL": address(),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",  # as docs/schedule.md has it
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1:4200",
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",
         "DO_NOT_TRACK": "1",
     }
@@ -364,8 +371,9 @@ def test_wrong_settings_are_told_before_anything_runs(folder, environment):
     assert done.returncode == 2 and done.stderr == "error: tokenz=1: params.yaml has no tokenz; is tokens meant?\n"
 
 
-def test_cancelled_run_leaves_no_process(api, folder):
+def test_cancelled_run_leaves_no_process_and_notify_is_told(api, folder):
     project = make_project(folder / "cancelled", **{"train-a": {"waits": True}})
+    api.serve(project, "--notify", f"cat >> '{folder}/told of the cancelled.json'")
     run = api.start(project)
     pids = waiting_stage(project)
     processes = processes_of(project)
@@ -377,6 +385,10 @@ def test_cancelled_run_leaves_no_process(api, folder):
     assert alive == []
     assert processes_of(project) == []
     assert not (project / "train-a").exists()
+    told = wait_for("the command", lambda: (folder / "told of the cancelled.json").exists()
+                    and (folder / "told of the cancelled.json").read_text().endswith("}")
+                    and json.loads((folder / "told of the cancelled.json").read_text()))  # once, or it were no JSON
+    assert (told["state"], told["run_id"], told["project"]) == ("Cancelled", run, str(project))
 
 
 @pytest.mark.long
@@ -408,7 +420,7 @@ def test_a_server_that_restarts_in_the_middle_of_a_run_costs_nothing(folder, env
         (project / "go on").touch()  # the stage ends while nobody listens
         with prefect_server(folder / "server after.log", environment):
             assert flow.wait(120 * PATIENCE) == 0, (folder / "restarted.log").read_text()
-            (run,) = httpx.post(f"{environment['PREFECT_API_URL']}/flow_runs/filter", json={}).json()
+            (run,) = Api(environment, ends).call("POST", "/flow_runs/filter", {})
     assert run["state_type"] == "COMPLETED"
     assert sorted((project / "runs.txt").read_text().split()) == ["report", "shard", "train-a", "train-b"]
 
@@ -424,6 +436,63 @@ def test_second_run_in_a_project_waits_for_the_first_and_finds_everything_done(a
     assert api.end(first)["type"] == "COMPLETED"
     assert api.end(second)["type"] == "COMPLETED"
     assert sorted((project / "runs.txt").read_text().split()) == ["report", "shard", "train-a", "train-b"]
+
+
+def test_a_run_that_the_api_starts_executes_no_command_and_keeps_to_its_project(api, folder):
+    project, other, made = make_project(folder / "attacked"), make_project(folder / "another"), folder / "executed"
+    api.serve(project)
+    known = api.call("GET", f"/deployments/{api.served[project]}")
+    known = {key: known[key] for key in ("name", "flow_id", "entrypoint", "path", "tags", "parameter_openapi_schema")}
+    steps = [{"prefect.deployments.steps.run_shell_script": {"script": f"touch '{made}'"}}]
+    api.call("POST", "/deployments/", known | {"pull_steps": steps, "enforce_parameter_schema": False})
+    runs = [api.start(project, **parameters) for parameters in (
+        {"notify": f"touch '{made}'"}, {"project": str(other)}, {"set": [f"tokens='; touch {made}'"]},
+        {"set": ["tokens=../another"]}, {"set": ["tokens=https://127.0.0.1:9/"]})]
+    assert [api.end(run)["type"] for run in runs] == ["FAILED"] * 5
+    assert "a run that is started through the API takes numbers, words" in api.end(runs[-1])["message"]
+    assert api.end(api.start(project, set=["tokens=9"]))["type"] == "COMPLETED"
+    assert not made.exists() and not (other / "runs.txt").exists()
+
+
+def test_a_page_of_another_origin_can_start_nothing(api):
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST",
+              "Access-Control-Request-Headers": "content-type,prefect-csrf-token"}
+    url = f"{api.environment['PREFECT_API_URL']}/flow_runs/filter"
+    asked = httpx.options(url, headers=origin)
+    assert asked.status_code == 400 and "access-control-allow-origin" not in asked.headers
+    assert httpx.post(url, json={}, headers={"Origin": "https://elsewhere.example"}).status_code == 403
+    allowed = httpx.options(url, headers=origin | {"Origin": "http://127.0.0.1:4200"})
+    assert allowed.headers["access-control-allow-origin"] == "http://127.0.0.1:4200"
+
+
+def test_a_second_clone_of_the_same_name_is_refused_unless_it_gets_a_name_of_its_own(api, folder):
+    clones = [make_project(folder / number / "cloned") for number in ("one", "two")]
+    api.serve(clones[0])
+    serve = [sys.executable, "-m", "flows.serve", "--cron", "0 0 1 1 *", "--project", str(clones[1])]
+    done = subprocess.run(serve, cwd=PROJECT, env=api.environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "--name OTHER" in done.stderr
+    assert f'deployment "pipeline/cloned" of another project ({socket.gethostname()}:{clones[0]})' in done.stderr
+    with served(clones[1], "0 0 1 1 *", clones[1].parent, api.environment, "--name", "second"):
+        wait_for("the deployment", lambda: api.client.get("/deployments/name/pipeline/second").is_success)
+
+
+def test_of_the_runs_that_were_missed_while_serve_was_suspended_the_latest_runs(api, folder):
+    project = make_project(folder / "suspended")
+    serve = api.serve(project)
+    os.kill(serve.pid, signal.SIGSTOP)
+    since, until = (f"{datetime.now(UTC).year + years}-06-01T00:00:00Z" for years in (-5, -1))
+    body = {"start_time": since, "end_time": until, "min_runs": 1, "max_runs": 10}  # one each New Year's Day
+    api.call("POST", f"/deployments/{api.served[project]}/schedule", body)
+
+    def states() -> list[str]:
+        runs = sorted(runs_of(api, "suspended"), key=lambda run: run["expected_start_time"])
+        return [run["state_type"] for run in runs if run["expected_start_time"] < until]
+
+    assert states() == ["SCHEDULED"] * 4
+    os.kill(serve.pid, signal.SIGCONT)
+    wait_for("the runs", lambda: not {"SCHEDULED", "PENDING", "RUNNING"} & {*states()}, 120)
+    assert states() == ["CANCELLED"] * 3 + ["COMPLETED"]
+    assert (project / "runs.txt").read_text().split().count("shard") == 1
 
 
 def test_run_while_another_dvc_command_works_says_so(api, folder):
@@ -459,7 +528,7 @@ def test_cron_starts_runs_a_killed_one_is_marked_as_crashed_and_of_missed_ones_o
     psutil.wait_procs(processes, 30)
     (project / "go on").touch()
     time.sleep(30)  # ten periods
-    with served(project, "0 0 1 1 *", folder, environment):
+    with served(project, "0 0 1 1 *", folder, environment, "--notify", f"cat > '{folder}/told '$$"):
         state = wait_for("the mark", lambda: [
             run["state"] for run in runs_of(api, "power cut") if run["id"] == killed[0]["id"]
             and run["state_type"] == "CRASHED"])[0]
@@ -470,6 +539,8 @@ def test_cron_starts_runs_a_killed_one_is_marked_as_crashed_and_of_missed_ones_o
     states = [run["state_name"] for run in runs_of(api, "power cut") if run["state_type"] != "CANCELLED"
               and run["expected_start_time"] < run["updated"]]
     assert sorted(states) == ["Completed", "Crashed"]
+    told = [json.loads(path.read_text()) for path in folder.glob("told [0-9]*")]
+    assert sorted(one["state"] for one in told) == ["Completed", "Crashed"]
 
 
 @pytest.mark.parametrize(
