@@ -23,7 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from ruamel.yaml import YAML
 
-from flows import PROJECT, runs, told
+from flows import PROJECT, runs, told, trusted
 from flows.lock import drop_damaged
 from flows.process import DVC, only_run, run
 from flows.server import use_server
@@ -105,15 +105,17 @@ def at_work(project: Path, settings: list[str]) -> Iterator[tuple[int, Path]]:
             run([*DVC, *OUTPUTS_BACK], project, lock, logs / "checkout.log", quiet=True)
 
 
-@flow(persist_result=False)
-def ablate(settings: list[str], seeds: list[int], project: Path = PROJECT, metric: str = "accuracy",
-           shared: Sequence[str] = ()) -> list[dict]:
+@flow(persist_result=False, on_completion=[told.ended], on_failure=[told.ended], on_cancellation=[told.ended],
+      on_crashed=[told.ended])
+def ablate(settings: list[str], seeds: list[int], metric: str = "accuracy", shared: Sequence[str] = ()) -> list[dict]:
     """Run every setting with every seed and the `shared` settings, one after the other; returns the rows of
     ablation.csv.
 
     Experiments stay in the repository (`dvc exp show`); the workspace gets back what it had.
     """
-    project = check_project(project)
+    if missed := runs.missed():
+        return missed
+    project = check_project(trusted.project())
     found, failed = [], []
     with at_work(project, [*shared, *settings]) as (lock, logs):
         for setting, seed in product(grid(settings), seeds):
@@ -190,8 +192,9 @@ def main() -> None:
     check_free([*options.shared, *options.settings], seed="--seeds")
     for setting in grid(options.settings):
         changed_text(project, [*options.shared, *setting.split("+")])
+    trusted.decide(project)
     use_server()
-    rows = ablate(options.settings, list(dict.fromkeys(options.seeds)), project, options.metric, options.shared)
+    rows = ablate(options.settings, list(dict.fromkeys(options.seeds)), options.metric, options.shared)
     for row in rows:
         if f"{options.metric}_mean" not in row:
             continue

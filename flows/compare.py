@@ -26,13 +26,13 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from ruamel.yaml import YAML
 
-from flows import PROJECT
+from flows import PROJECT, told, trusted
 from flows.ablate import at_work, dvc, experiment, spread
 from flows.server import use_server
 from flows.settings import changed, changed_text, check_free, check_project, experiment_name
 from maavt import errors
 from maavt.clips import SEVERAL
-from maavt.errors import UsageError, UserError
+from maavt.errors import UsageError, UserError, redacted
 from maavt.measure import plots, scores
 from maavt.page import ran
 from maavt.page.results import group_of
@@ -53,14 +53,14 @@ FEW = 3  # seeds that are needed to say how far they scatter
 Right = dict[tuple[str, str], tuple[bool, str]]  # of pairs by key and second: whether it is right, and its group
 
 
-@flow(persist_result=False)
-def compare(models: list[str], seeds: list[int], rates: list[float], settings: list[str], project: Path = PROJECT
-            ) -> list[dict]:
+@flow(persist_result=False, on_completion=[told.ended], on_failure=[told.ended], on_cancellation=[told.ended],
+      on_crashed=[told.ended])
+def compare(models: list[str], seeds: list[int], rates: list[float], settings: list[str]) -> list[dict]:
     """Train and evaluate every model; returns the rows of comparison.csv, which grows with each experiment.
 
     Experiments stay in the repository (`dvc exp show`) and in DVC's cache: a comparison that was stopped goes on.
     """
-    project = check_project(project)
+    project = check_project(trusted.project())
     runs: dict[str, list[dict]] = defaultdict(list)
     failed = []
     with at_work(project, settings) as (lock, logs):
@@ -195,6 +195,7 @@ def lacks(first: int, second: int) -> str:
 def write(table: list[dict], leader: str, settings: list[str], project: Path) -> None:
     """The files of data/comparison, as far as the comparison has come."""
     folder = project / "data" / "comparison"
+    settings = [redacted(setting) for setting in settings]
     table = [{**row, "settings": " ".join(settings)} for row in table]
     write_table(folder / "comparison.csv", dict.fromkeys(key for row in table for key in row), table)
     plots.save(folder / "comparison.svg", plots.comparison, table)
@@ -221,9 +222,10 @@ def main() -> None:
     changed_text(project, options.settings)
     if not all(rate > 0 for rate in options.rates):
         raise UsageError(f"--rates {options.rates}: expected numbers above 0")
+    trusted.decide(project)
     use_server()
     for row in compare(*(list(dict.fromkeys(given)) for given in (options.models, options.seeds, options.rates)),
-                       options.settings, project):
+                       options.settings):
         spread = f" ± {row['accuracy_std']:.3f}" if row["seeds"] > 1 else ""
         lead = (f"; {options.models[0]} leads by {row['lead']:+.3f} ({row['lead_low']:+.3f} to "
                 f"{row['lead_high']:+.3f}, p {row['p']})") if "lead" in row else ""

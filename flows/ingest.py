@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from ruamel.yaml import YAML
 
-from flows import PROJECT, runs, told
+from flows import runs, told, trusted
 from flows.lock import drop_damaged
 from flows.pipeline import arguments, bring_up_to_date
 from flows.process import only_run, stopping
@@ -34,13 +34,17 @@ LAST = "shard"  # of the stages that an ingest makes, with all that it needs
 PASSING = ("transient", "session", "environment")  # kinds of failure of a clip that may be others the next time
 
 
-@flow(persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=16))
-def ingest(project: Path = PROJECT, set: list[str] | None = None, push: bool = False, retries: int = 0,
-           pause: float = 60, notify: str | None = None, within: str | None = None) -> State:
-    """Bring the clips and shards of a project up to date, say what is new, and push if asked to.
+@flow(persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=16), on_failure=[told.ended],
+      on_cancellation=[told.ended], on_crashed=[told.ended])
+def ingest(set: list[str] | None = None, push: bool = False, retries: int = 0, pause: float = 60,
+           within: str | None = None) -> State:
+    """Bring the clips and shards of the project up to date, say what is new, and push if asked to.
 
     The parameters are the pipeline's, but for `set`, which has no place here.
     """
+    if missed := runs.missed():
+        return missed
+    project = trusted.project()
     facts = {"project": str(project), "run_id": flow_run.id, "url": flow_run.ui_url}
     try:
         if set:
@@ -61,8 +65,7 @@ def ingest(project: Path = PROJECT, set: list[str] | None = None, push: bool = F
         state = Failed(message=str(error))
     if state.name == "Completed":
         state = Completed(message=", ".join(f"{count} {what}" for what, count in facts["news"].items()))
-    if notify:
-        told.notify(notify, facts | {"state": state.name, "message": state.message})
+    told.notify(facts | {"state": state.name, "message": state.message})
     return state
 
 
@@ -95,8 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.ingest", description=__doc__.partition("\n")[0])
     arguments(parser)
     options = vars(parser.parse_args())
-    options["project"] = check_project(options["project"])
-    changed_text(options["project"], [])
+    project = check_project(options.pop("project"))
+    changed_text(project, [])
+    trusted.decide(project, options.pop("notify"))
     use_server()
     state = ingest(**options, return_state=True)
     print(state.message)

@@ -22,7 +22,7 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from flows import PROJECT, runs, told
+from flows import PROJECT, runs, told, trusted
 from flows.lock import drop_damaged
 from flows.process import DVC, LAST, only_run, run, stopped, stopping
 from flows.server import use_server
@@ -137,18 +137,21 @@ def in_order(needs: dict[str, set[str]], start: Callable, at_once: int) -> Itera
         yield stage, state
 
 
-@flow(persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=16))
-def pipeline(project: Path = PROJECT, set: list[str] | None = None, push: bool = False, retries: int = 0,
-             pause: float = 60, notify: str | None = None, within: str | None = None) -> State:
-    """Bring every stage of a DVC project up to date, then push the cache if asked to.
+@flow(persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=16), on_failure=[told.ended],
+      on_cancellation=[told.ended], on_crashed=[told.ended])
+def pipeline(set: list[str] | None = None, push: bool = False, retries: int = 0, pause: float = 60,
+             within: str | None = None) -> State:
+    """Bring every stage of the DVC project up to date, then push the cache if asked to.
 
     With `set` (["tokens=10", ...]) the run is an experiment: DVC keeps it under a name made of the settings, and the
     workspace gets back what it had. What is fetched from elsewhere is tried again `retries` times, after `pause`
     seconds and then twice as long each time. Of two runs in one project the second waits; `within` names a
-    concurrency limit of the Prefect server. The command `notify` gets JSON on its standard input at the end. A run that
-    is cancelled or killed stops its stages.
+    concurrency limit of the Prefect server. A run that is cancelled or killed stops its stages. The process that serves
+    decides which project it is, and which command hears how the run ended (flows/trusted.py).
     """
-    settings = list(set or [])
+    if missed := runs.missed():
+        return missed
+    settings, project = list(set or []), trusted.project()
     facts = {"project": str(project), "settings": settings, "run_id": flow_run.id, "url": flow_run.ui_url}
     try:
         project = check_project(project)
@@ -161,8 +164,7 @@ def pipeline(project: Path = PROJECT, set: list[str] | None = None, push: bool =
                 state = bring_up_to_date(project, settings, push, retries, pause, lock, logs, facts)
     except UserError as error:
         state = Failed(message=str(error))
-    if notify:
-        told.notify(notify, facts | {"state": state.name, "message": state.message})
+    told.notify(facts | {"state": state.name, "message": state.message})
     return state
 
 
@@ -230,7 +232,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--push", action="store_true", help="push the cache to the default remote at the end")
     parser.add_argument("--retries", type=int, default=0, help="how often a failed download is tried again")
     parser.add_argument("--pause", type=float, default=60, help="seconds before the first of these, then twice as long")
-    parser.add_argument("--notify", metavar="CMD", help="a command that is told how the run ended: JSON on its stdin")
+    parser.add_argument("--notify", metavar="CMD", help="a command that is told how the run ended: JSON on its stdin "
+                        "(by default MAAVT_NOTIFY)")
     parser.add_argument("--within", metavar="NAME", help="a concurrency limit of the Prefect server to keep to")
 
 
@@ -238,8 +241,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Run the whole DVC graph.")
     arguments(parser)
     options = vars(parser.parse_args())
-    options["project"] = check_project(options["project"])
-    changed_text(options["project"], options["set"] or [])  # wrong settings are told before a server is started
+    project = check_project(options.pop("project"))
+    changed_text(project, options["set"] or [])  # wrong settings are told before a server is started
+    trusted.decide(project, options.pop("notify"))
     use_server()
     state = pipeline(**options, return_state=True)
     if not state.is_completed():

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from maavt.errors import redacted
+
 GRACE = 10  # seconds from SIGINT to SIGKILL; Prefect itself kills a cancelled flow after 30
 PROGRESS = 5  # seconds between two lines logged of one progress bar
 LAST = 50  # lines of a failed command that are told
@@ -118,7 +120,7 @@ def run(command: list[str] | tuple[str, ...], project: Path, lock: int, log: Pat
         def follow():
             told, level = -PROGRESS, logging.INFO
             for line in output:
-                text = line.rstrip()
+                text = redacted(line.rstrip())
                 if not text or (line.endswith("\r") and time.monotonic() < told + PROGRESS):
                     continue
                 file.write(text + "\n")

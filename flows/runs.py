@@ -20,16 +20,25 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Cancelled, Crashed
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Crashed, State
+
+from flows import told, trusted
+from maavt.errors import UserError
 
 STARTING = 300  # seconds from a run's start to its lock, at most
 OFTEN = 20  # seconds between two looks
+WAITING = ["Scheduled", "Late"]  # names of the states of runs that nobody has begun to start
+MISSED = "missed; a later one runs instead"
 
 
 @contextmanager
@@ -67,31 +76,72 @@ def gone(run: FlowRun, project: Path) -> bool:
 
 
 def mark_crashed(project: Path, deployment: str | None = None) -> list[str]:
-    """Mark runs whose process is gone as Crashed: those of the deployment, or those tagged with the project; returns
-    their names."""
+    """Mark runs of this clone (all, or those of the deployment) whose process is gone as Crashed, and tell the command
+    of --notify; returns their names."""
     unfinished = FlowRunFilterState(type=FlowRunFilterStateType(
         any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]))
-    tags = None if deployment else FlowRunFilterTags(all_=[f"project:{project.name}"])
+    tags = FlowRunFilterTags(all_=[trusted.tag(project)])
     marked = []
     with get_client(sync_client=True) as client:
         for run in _runs(client, deployment, FlowRunFilter(state=unfinished, tags=tags)):
-            if gone(run, Path(run.parameters.get("project") or project)):
+            if gone(run, project):
                 reason = f"its process on {socket.gethostname()} is gone: killed, or the machine went down"
                 client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
                 marked.append(run.name)
+                told.ended(None, run, Crashed(message=reason))
     return marked
+
+
+def check_owner(project: Path, name: str) -> None:
+    """Raises UserError when the server has a deployment of this name (FLOW/NAME) which is not of this clone: two clones
+    would take each other's place."""
+    with get_client(sync_client=True) as client:
+        try:
+            known = client.read_deployment_by_name(name)
+        except ObjectNotFound:
+            return
+    owners = [tag.removeprefix("clone:") for tag in known.tags if tag.startswith("clone:")]
+    before = known.parameters.get("project")  # of an earlier version, which had no tags
+    if trusted.tag(project) not in known.tags and (owners or before != str(project)):
+        raise UserError(f'the Prefect server has a deployment "{name}" of another project '
+                        f"({', '.join(owners) or before or 'not served by flows.serve'}); give this one a name of its "
+                        f'own, --name OTHER, or, if that project is no more: prefect deployment delete "{name}"')
 
 
 def drop_missed(deployment: str) -> int:
     """Of the runs whose time came while nobody was there to start them, cancel all but the latest; how many."""
     with get_client(sync_client=True) as client:
-        names = FlowRunFilterStateName(any_=["Scheduled", "Late"])
-        missed = [run for run in _runs(client, deployment, FlowRunFilter(state=FlowRunFilterState(name=names)))
-                  if run.auto_scheduled and run.expected_start_time < datetime.now(UTC)]
-        missed = sorted(missed, key=lambda run: run.expected_start_time)[:-1]
-        for run in missed:
-            client.set_flow_run_state(run.id, Cancelled(message="missed; a later one runs instead"), force=True)
-    return len(missed)
+        names = FlowRunFilterStateName(any_=WAITING)
+        return _leave_out(client, [
+            run for run in _runs(client, deployment, FlowRunFilter(state=FlowRunFilterState(name=names)))
+            if run.auto_scheduled and run.expected_start_time < datetime.now(UTC)])
+
+
+def missed() -> State | None:
+    """How this run ends at once: it was on schedule, and when somebody could start it a later one was due as well,
+    which is to run instead. None for all others, and with --catch-up."""
+    if trusted.catch_up() or not deployment.id:
+        return None
+    with suppress(Exception), get_client(sync_client=True) as client:  # when in doubt it runs
+        this = client.read_flow_run(flow_run.id)
+        taken = max(state.timestamp for state in client.read_flow_run_states(this.id) if state.is_pending())
+        due = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[this.deployment_id]),
+                            expected_start_time=FlowRunFilterExpectedStartTime(after_=this.expected_start_time,
+                                                                               before_=taken))
+        later = [run for run in _runs(client, None, due) if run.auto_scheduled and not run.state.is_cancelled()
+                 and run.expected_start_time > this.expected_start_time]
+        if this.auto_scheduled and later:
+            _leave_out(client, [run for run in later if run.state.name in WAITING])
+            return Cancelled(message=MISSED)
+    return None
+
+
+def _leave_out(client, runs: list[FlowRun]) -> int:
+    """Cancel all of these runs but the latest; how many."""
+    runs = sorted(runs, key=lambda run: run.expected_start_time)[:-1]
+    for run in runs:
+        client.set_flow_run_state(run.id, Cancelled(message=MISSED), force=True)
+    return len(runs)
 
 
 def watch(project: Path, deployment: str) -> None:

@@ -32,7 +32,9 @@ def temporary_server():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     app = ["--factory", "prefect.server.api.server:create_app", "--port", str(port), "--log-level", "error"]
-    environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "0"}
+    environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "0",
+                   "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",  # against pages in the user's browser
+                   "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}"}
     with guarded([sys.executable, "-m", "uvicorn", *app], env=environment) as server:
         url = f"http://127.0.0.1:{port}/api"
         limit = get_current_settings().server.ephemeral.startup_timeout_seconds
@@ -65,6 +67,6 @@ def need_server() -> None:
     if not url or not answers(url):
         at = f"at {url} (PREFECT_API_URL)" if url else "because PREFECT_API_URL is not set"
         raise UserError(
-            f"no Prefect server answers {at}; `prefect server start --host 127.0.0.1` starts one, and "
-            "`export PREFECT_API_URL=http://127.0.0.1:4200/api` points here to it"
+            f"no Prefect server answers {at}; `prefect server start --host 127.0.0.1` starts one (docs/schedule.md has "
+            "the settings that protect it), and `export PREFECT_API_URL=http://127.0.0.1:4200/api` points here to it"
         )

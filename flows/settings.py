@@ -19,7 +19,7 @@ from pathlib import Path
 from ruamel.yaml import YAML, YAMLError
 
 from flows.process import DVC
-from maavt.errors import UsageError, UserError
+from maavt.errors import UsageError, UserError, redacted
 from maavt.params import check_weights, parse_params
 from maavt.work import atomic
 
@@ -97,10 +97,10 @@ def experiment_name(settings: Sequence[str]) -> str:
     """A name that DVC and file systems take: tokens=10 and maavt.lsa=false become tokens-10-maavt-lsa-false; one
     that is long, or in which signs matter that it cannot have (a path, a minus), ends in a hash of all."""
     told = " ".join(settings)
-    name = "-".join("".join(c if c.isalnum() else " " for c in told).split())
+    name = "-".join("".join(c if c.isalnum() else " " for c in redacted(told)).split())
     short = name.encode()[:LONGEST].decode(errors="ignore")
     values = [change.rpartition("=")[2] for setting in settings for change in setting.split("+")]
-    plain = short == name and all(map(PLAIN.fullmatch, values))
+    plain = short == name and redacted(told) == told and all(map(PLAIN.fullmatch, values))
     return name if plain else f"{short}-{sha256(told.encode()).hexdigest()[:12]}"
 
 

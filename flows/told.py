@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,26 +17,37 @@ from pathlib import Path
 from prefect import get_run_logger
 from prefect.artifacts import Artifact, create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
+from prefect.exceptions import MissingContextError
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 from ruamel.yaml import YAML
 
+from flows import trusted
+from maavt.errors import redacted
 from maavt.params import flat
 
 NOTIFY_LIMIT = 60  # seconds for the command that is told
 KEEP = 50  # runs whose logs are kept
+TOLD = 1000  # runs of which is kept that --notify has been told
 
 
 def introduce(project: Path, settings: Sequence[str], **options) -> str:
-    """Give the run a name and tags: project, revision, settings that differ from the commit; returns the name."""
+    """Give the run a name and tags: project, revision, settings that differ from the commit; returns the name.
+
+    Raises UsageError for settings that a run may not have which was started through the API.
+    """
+    trusted.check_settings(settings)
+    settings = [redacted(setting) for setting in settings]
     revision = _git(project, "rev-parse", "--short", "HEAD") or "no commit"
-    differing = [f"{key}={value}" for key, value in changed_settings(project).items()]
+    differing = [redacted(f"{key}={value}") for key, value in changed_settings(project).items()]
     if _git(project, "status", "--porcelain", "--untracked-files=no"):
         revision += "+"  # with changes that are not committed
     given = [f"{name}={value}" if value is not True else name for name, value in options.items() if value]
     name = " ".join([project.name, revision, *(settings or differing)])
     name = f"{name if len(name) <= 100 else name[:97] + '...'} {flow_run.id[-4:] if flow_run.id else ''}".strip()
     if flow_run.id:
-        tags = [*flow_run.tags, f"project:{project.name}", f"git:{revision}", *settings, *differing, *given]
+        tags = [*flow_run.tags, f"project:{project.name}", trusted.tag(project), f"git:{revision}", *settings,
+                *differing, *given]
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run.id, name=name, tags=list(dict.fromkeys(tags)),
                                    infrastructure_pid=f"{socket.gethostname()}:{os.getpid()}")
@@ -58,7 +70,7 @@ def logs(project: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[: -KEEP + 1]:
         shutil.rmtree(old, ignore_errors=True)
-    return folder / re.sub(r"[^\w.=+-]+", "_", name)
+    return folder / _plain(name)
 
 
 def publish(project: Path, rows: list[dict[str, str]], settings: Sequence[str]) -> dict[str, float]:
@@ -74,7 +86,8 @@ def publish(project: Path, rows: list[dict[str, str]], settings: Sequence[str]) 
     if table:
         # An experiment is compared with the last run that had no settings of its own, and is none for the next one.
         kind = "experiment" if settings else "metrics"
-        create_table_artifact(table, key=f"{kind}-{key}", description=f"Metrics: {' '.join(settings) or project.name}")
+        of = redacted(" ".join(settings)) or project.name
+        create_table_artifact(table, key=f"{kind}-{key}", description=f"Metrics: {of}")
     lines = ["| stage | after | state | seconds |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(row[key] for key in ("stage", "after", "state", "seconds")) + " |" for row in rows]
     create_markdown_artifact("\n".join(lines), key=f"graph-{key}", description="The stages, in their order")
@@ -113,8 +126,24 @@ def read_rejects(project: Path) -> Counter:
     return Counter()
 
 
-def notify(command: str, facts: Mapping) -> None:
-    """Run the command of --notify in a shell with the facts as JSON on its standard input; it fails alone."""
+def ended(flow, run, state) -> None:
+    """Tell the command of --notify of a run's end; a hook of flows, for ends that a flow cannot tell itself: cancelled,
+    crashed, and errors that nobody expected. It runs in the process that serves."""
+    given = run.parameters
+    settings = [*(given.get("shared") or []), *(given.get("set") or given.get("settings") or [])]
+    logs = trusted.project() / ".work" / "logs" / _plain(run.name)
+    notify({"project": str(trusted.project()), "settings": settings, "run_id": str(run.id), "run": run.name,
+            "url": url_for(run), "state": "Cancelled" if state.is_cancelling() else state.name,
+            "message": state.message or "", **({"logs": str(logs)} if logs.exists() else {})})
+
+
+def notify(facts: Mapping) -> None:
+    """Run the command of --notify, if there is one, in a shell with the facts as JSON on its standard input; it fails
+    alone. A run is told of once."""
+    command = os.environ.get("MAAVT_NOTIFY")
+    if not command or not _first(facts["run_id"]):
+        return
+    facts = {**facts, "settings": [redacted(setting) for setting in facts.get("settings", ())]}
     with subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True) as process:
         try:
@@ -124,7 +153,31 @@ def notify(command: str, facts: Mapping) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             said, code = "", f"no end within {NOTIFY_LIMIT} s"
     if code:
-        get_run_logger().warning("--notify: the command failed (%s): %s", code, said.strip()[-500:])
+        message = f"--notify: the command failed ({code}): {redacted(said.strip()[-500:])}"
+        try:
+            get_run_logger().warning(message)
+        except MissingContextError:  # a hook, or whoever found that a run has crashed
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def _first(run: str) -> bool:
+    """Whether nobody has told of this run yet; from now on somebody has."""
+    folder = trusted.project() / ".dvc" / "tmp" / "told"
+    try:
+        folder.mkdir(exist_ok=True)
+        for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[: -TOLD + 1]:
+            old.unlink(missing_ok=True)
+        (folder / str(run)).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # no project, or a full disk: better twice than never
+        pass
+    return True
+
+
+def _plain(name: str) -> str:
+    """What a run's folder of logs is called."""
+    return re.sub(r"[^\w.=+-]+", "_", name)
 
 
 def _last(key: str) -> dict[str, float]:

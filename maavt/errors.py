@@ -1,17 +1,31 @@
 """What a user is told: one line that names the thing, what was expected and what to do next."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+
+USER = re.compile(r"(?<=://)[^\s/?#]*@")  # user, password or token before the host of a URL
+SECRET = re.compile(r"([?&;#][\w.%-]*(?:token|sig|secret|passw|pwd|key|credential|auth|policy)[\w.%-]*=)"
+                    r"[^\s&;#'\"<>)\]}]+", re.IGNORECASE)  # values in a URL's query, such as those that sign it
 
 
 class UserError(Exception):
     """Something the user can mend; its text is the whole message. Leads to exit code 1."""
 
+    def __init__(self, message: object = ""):
+        super().__init__(redacted(str(message)))
+
 
 class UsageError(UserError):
     """The command was called wrongly. Leads to exit code 2."""
+
+
+def redacted(text: str) -> str:
+    """The text without the secrets of the URLs in it: user, password and token before the host, and query values such
+    as token, key or signature. Every URL that is shown goes through this."""
+    return SECRET.sub(r"\1***", USER.sub("***@", text))
 
 
 def run(main: Callable[[], object]) -> int:
@@ -36,6 +50,7 @@ def run(main: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         message, code = "interrupted; what was finished is kept, run the same command again to go on", 130
     sys.stdout.flush()
+    message = redacted(message)
     print(f"error: {message}" if code != 130 else message, file=sys.stderr, flush=True)
     return code
 

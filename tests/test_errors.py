@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from maavt.errors import UsageError, UserError, run
+from maavt.errors import UsageError, UserError, redacted, run
 
 
 def raising(error):
@@ -52,3 +52,20 @@ def test_a_signal_ends_a_command_with_one_line(sent):
         _, told = process.communicate()
     assert process.returncode == 130
     assert told.decode().count("\n") == 1 and b"Traceback" not in told
+
+
+@pytest.mark.parametrize("shown, expected", [
+    ("no https://ann:planted@host:80/a/b; set it", "no https://***@host:80/a/b; set it"),
+    ("(ftp://planted@host)", "(ftp://***@host)"),
+    ("https://ann:pl@nted@host/", "https://***@host/"),
+    ("'https://h/a?token=planted&x=1'", "'https://h/a?token=***&x=1'"),
+    ("https://h/a?v=1&X-Amz-Signature=planted&X-Amz-Credential=planted%2Fb", "https://h/a?v=1&X-Amz-Signature=***"
+     "&X-Amz-Credential=***"),
+    ("https://h/a?sv=2&sig=planted%3D", "https://h/a?sv=2&sig=***"),
+    ("https://h/#access_token=planted", "https://h/#access_token=***"),
+    ("https://h:80/uc?export=download&id=1Fj, a@b.example", "https://h:80/uc?export=download&id=1Fj, a@b.example"),
+])
+def test_secrets_of_urls_are_never_shown(shown, expected, capsys):
+    assert redacted(shown) == str(UserError(shown)) == expected
+    assert run(raising(OSError(shown))) == 1
+    assert expected in capsys.readouterr().err

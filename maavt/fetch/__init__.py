@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from maavt.errors import redacted
+
 PERMANENT = "permanent"  # gone, private, not in this region: trying again is no use
 CONTENT = "content"  # it came, but it is empty, has no sound, is too short
 TRANSIENT = "transient"  # server errors, time-outs, broken connections: tried again here and in the next run
@@ -24,6 +26,7 @@ class Failed(Exception):
 
     def __init__(self, kind: str, reason: str):
         assert kind in KINDS, kind
+        reason = redacted(reason)  # it is printed, and kept in the manifest
         super().__init__(kind, reason)
         self.kind, self.reason = kind, reason
 

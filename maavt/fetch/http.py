@@ -214,4 +214,4 @@ def retry_after(headers: Any) -> float | None:
 
 
 def _host(url: str) -> str:
-    return urlsplit(url).netloc
+    return urlsplit(url).netloc.rpartition("@")[2]

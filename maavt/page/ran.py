@@ -14,6 +14,7 @@ from typing import get_args
 from ruamel.yaml import YAML, YAMLError
 
 from maavt.clips import BACKGROUND, SEVERAL, SPLITS, Clip, pair_label
+from maavt.errors import redacted
 from maavt.media.sample import pair_begins
 from maavt.params import PAPER, Model, Params, Spectrogram, flat
 from maavt.work import project_root, read_times
@@ -87,6 +88,7 @@ def _yaml(text: str) -> dict:
 
 
 def _text(value: object) -> str:
+    value = redacted(value) if isinstance(value, str) else value
     if isinstance(value, str) and PLAIN.fullmatch(value):
         return value
     if isinstance(value, list):

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import fsspec
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from maavt.errors import UserError
+from maavt.errors import UserError, redacted
 from maavt.work import project_root, sha256
 
 TRIES = 3  # to fetch a file
@@ -76,7 +76,7 @@ class Reader:
                     file = ahead.pop().result()
                     ahead += [pool.submit(self._open, name) for name in names[number + 1 : number + 2]]
                     with file:
-                        yield {"url": f"{self.place}/{name}", "stream": file}
+                        yield {"url": redacted(f"{self.place}/{name}"), "stream": file}
             finally:
                 for future in ahead:
                     future.add_done_callback(lambda done: done.exception() or done.result().close())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from maavt.clips import Clip
-from maavt.errors import UserError
+from maavt.errors import UserError, redacted
 from maavt.fetch import Archive, Failed
 from maavt.fetch.http import Http
 from maavt.fetch.tree import shown, walk
@@ -55,7 +55,7 @@ def fetch_archives(archives: list[Archive], store: Store, http: Http, get: Calla
                 continue
             _warn_if_broken(archive.name, result)
             if archive.sha256 or not (result.broken or result.skipped["damaged"]):  # else another try may bring all
-                note = {"of": archive.sha256 or archive.url, "kept": result.kept, "skipped": result.skipped,
+                note = {"of": _identity(archive), "kept": result.kept, "skipped": result.skipped,
                         "broken": result.broken}
                 with atomic(_mark(store, archive)) as path:
                     path.write_text(json.dumps(note, indent=1) + "\n")
@@ -211,8 +211,13 @@ def _mark(store: Store, archive: Archive) -> Path:
     return store.folder / "archives" / f"{archive.name.replace('/', '_')}.json"
 
 
+def _identity(archive: Archive) -> str:
+    """What tells this archive from others: its hash, or its URL without secrets, since the note is kept."""
+    return archive.sha256 or redacted(archive.url)
+
+
 def _done(store: Store, archive: Archive) -> bool:
     try:
-        return json.loads(_mark(store, archive).read_text())["of"] == (archive.sha256 or archive.url)
+        return json.loads(_mark(store, archive).read_text())["of"] == _identity(archive)
     except (FileNotFoundError, ValueError, KeyError):
         return False

@@ -151,3 +151,13 @@ def test_a_disk_that_is_full_is_not_the_servers_fault(server, tmp_path, monkeypa
     monkeypatch.setattr(http.budget, "take", lambda size: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(Failed, match="environment.*No space left"):
         list(http.each(lambda url: http.file(url, tmp_path / "a"), [f"{server.url}/a"]))
+
+
+def test_passwords_and_tokens_of_an_address_are_in_no_reason(server, tmp_path):
+    url = server.url.replace("://", "://ann:planted@") + "/a?token=planted"
+    server.routes["/a"] = lambda *_: ("text/html", b"<p>sign in</p>")
+    page = failure(new(tmp_path), url, tmp_path / "a")
+    server.fault = times(1, Fault(status=403))
+    refused = failure(new(tmp_path), url, tmp_path / "a")
+    for failed in (page, refused):
+        assert failed.kind == "session" and "127.0.0.1" in str(failed) and "planted" not in str(failed)

@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -136,12 +138,22 @@ def background(command: list[str], log: Path, environment: dict):
         process.wait()
 
 
+@contextmanager
+def served(project: Path, cron: str, folder: Path, environment: dict, *options: str):
+    """A running `flows.serve` of a project."""
+    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(project), *options]
+    with background(command, folder / f"serve {project.name}.log", environment) as process:
+        yield process
+
+
 class Api:
     """The few calls of the Prefect server's API that the tests need."""
 
-    def __init__(self, url: str, deployment: str):
-        self.client = httpx.Client(base_url=url, timeout=30 * PATIENCE)
-        self.deployment = self.call("GET", f"/deployments/name/pipeline/{deployment}")["id"]
+    def __init__(self, environment: dict, ends: ExitStack):
+        self.environment, self.ends, self.served = environment, ends, {}
+        self.client = httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=30 * PATIENCE)
+        token = self.client.get("/csrf-token", params={"client": "tests"}).json()["token"]
+        self.client.headers.update({"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token})
 
     def call(self, method: str, path: str, body: dict | None = None):
         for _ in range(30):  # a server whose database is busy says 503, and Prefect's own client asks again too
@@ -152,10 +164,20 @@ class Api:
         response.raise_for_status()
         return response.json()
 
+    def serve(self, project: Path, *options: str, cron: str = "0 0 1 1 *") -> subprocess.Popen:
+        """Have a project served until the test ends, once its deployment is there."""
+        process = self.ends.enter_context(served(project, cron, project.parent, self.environment, *options))
+        name = f"/deployments/name/pipeline/{project.name}"
+        wait_for("the deployment", lambda: process.poll() is not None or self.client.get(name).is_success)
+        self.served[project] = self.call("GET", name)["id"]
+        return process
+
     def start(self, project: Path, **parameters) -> str:
-        """Trigger a run; returns its id."""
-        body = {"parameters": {"project": str(project), **parameters}}
-        return self.call("POST", f"/deployments/{self.deployment}/create_flow_run", body)["id"]
+        """Trigger a run of a project, which is served if it is not yet; returns the run's id."""
+        if project not in self.served:
+            self.serve(project, "--limit", "4")
+        path = f"/deployments/{self.served[project]}/create_flow_run"
+        return self.call("POST", path, {"parameters": parameters})["id"]
 
     def end(self, run: str) -> dict:
         """The final state of a run, when it has one."""
@@ -191,7 +213,8 @@ class Api:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a space in its name, for the projects and the server."""
-    return tmp_path_factory.mktemp("flows") / "a folder"
+    (made := tmp_path_factory.mktemp("flows") / "a folder").mkdir()
+    return made
 
 
 def address() -> str:
@@ -225,26 +248,25 @@ def environment(folder):
         "PREFECT_HOME": str(folder / "prefect home"),
         "PREFECT_API_URL": address(),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",  # as docs/schedule.md has it
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1:4200",
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",
         "DO_NOT_TRACK": "1",
     }
 
 
 @pytest.fixture(scope="module")
-def by_hand(folder):
-    """A project that is served, and has no runs but those that a test starts."""
-    return make_project(folder / "by hand")
-
-
-@pytest.fixture(scope="module")
-def api(folder, environment, by_hand):
-    """A running server, and a running `flows.serve` whose deployment is `by hand`."""
-    url = environment["PREFECT_API_URL"]
-    serve = [sys.executable, "-m", "flows.serve", "--cron", "0 0 1 1 *", "--limit", "4", "--project", str(by_hand)]
+def server(folder, environment):
+    """A running server."""
     with prefect_server(folder / "server.log", environment):
-        with background(serve, folder / "serve.log", environment):
-            wait_for("the deployment", lambda: answers(f"{url}/deployments/name/pipeline/by hand"))
-            yield Api(url, "by hand")
+        yield
+
+
+@pytest.fixture
+def api(server, environment):
+    """The server's API; projects are served as a test starts runs of them."""
+    with ExitStack() as ends:
+        yield Api(environment, ends)
 
 
 def test_triggered_run_makes_every_stage_in_order_logs_its_lines_pushes_and_says_what_came_of_it(api, folder):
@@ -305,7 +327,8 @@ def test_progress_bar_becomes_a_few_lines_and_a_push_without_a_remote_is_a_state
 
 def test_failed_stage_fails_the_run_which_names_it_with_its_last_words_and_tells_a_command(api, folder):
     project = make_project(folder / "fails", **{"train-b": {"exit code": 1}})
-    run = api.start(project, retries=3, notify=f"cat > '{folder}/told.json'")
+    api.serve(project, "--notify", f"cat > '{folder}/told.json'")
+    run = api.start(project, retries=3)
     state = api.end(run)
     assert (state["type"], state["message"]) == ("FAILED", "stage train@b failed with exit code 1")
     assert not (project / "report").exists()
@@ -348,8 +371,9 @@ def test_wrong_settings_are_told_before_anything_runs(folder, environment):
     assert done.returncode == 2 and done.stderr == "error: tokenz=1: params.yaml has no tokenz; is tokens meant?\n"
 
 
-def test_cancelled_run_leaves_no_process(api, folder):
+def test_cancelled_run_leaves_no_process_and_notify_is_told(api, folder):
     project = make_project(folder / "cancelled", **{"train-a": {"waits": True}})
+    api.serve(project, "--notify", f"cat >> '{folder}/told of the cancelled.json'")
     run = api.start(project)
     pids = waiting_stage(project)
     processes = processes_of(project)
@@ -361,6 +385,10 @@ def test_cancelled_run_leaves_no_process(api, folder):
     assert alive == []
     assert processes_of(project) == []
     assert not (project / "train-a").exists()
+    told = wait_for("the command", lambda: (folder / "told of the cancelled.json").exists()
+                    and (folder / "told of the cancelled.json").read_text().endswith("}")
+                    and json.loads((folder / "told of the cancelled.json").read_text()))  # once, or it were no JSON
+    assert (told["state"], told["run_id"], told["project"]) == ("Cancelled", run, str(project))
 
 
 @pytest.mark.long
@@ -392,7 +420,7 @@ def test_a_server_that_restarts_in_the_middle_of_a_run_costs_nothing(folder, env
         (project / "go on").touch()  # the stage ends while nobody listens
         with prefect_server(folder / "server after.log", environment):
             assert flow.wait(120 * PATIENCE) == 0, (folder / "restarted.log").read_text()
-            (run,) = httpx.post(f"{environment['PREFECT_API_URL']}/flow_runs/filter", json={}).json()
+            (run,) = Api(environment, ends).call("POST", "/flow_runs/filter", {})
     assert run["state_type"] == "COMPLETED"
     assert sorted((project / "runs.txt").read_text().split()) == ["report", "shard", "train-a", "train-b"]
 
@@ -410,6 +438,63 @@ def test_second_run_in_a_project_waits_for_the_first_and_finds_everything_done(a
     assert sorted((project / "runs.txt").read_text().split()) == ["report", "shard", "train-a", "train-b"]
 
 
+def test_a_run_that_the_api_starts_executes_no_command_and_keeps_to_its_project(api, folder):
+    project, other, made = make_project(folder / "attacked"), make_project(folder / "another"), folder / "executed"
+    api.serve(project)
+    known = api.call("GET", f"/deployments/{api.served[project]}")
+    known = {key: known[key] for key in ("name", "flow_id", "entrypoint", "path", "tags", "parameter_openapi_schema")}
+    steps = [{"prefect.deployments.steps.run_shell_script": {"script": f"touch '{made}'"}}]
+    api.call("POST", "/deployments/", known | {"pull_steps": steps, "enforce_parameter_schema": False})
+    runs = [api.start(project, **parameters) for parameters in (
+        {"notify": f"touch '{made}'"}, {"project": str(other)}, {"set": [f"tokens='; touch {made}'"]},
+        {"set": ["tokens=../another"]}, {"set": ["tokens=https://127.0.0.1:9/"]})]
+    assert [api.end(run)["type"] for run in runs] == ["FAILED"] * 5
+    assert "a run that is started through the API takes numbers, words" in api.end(runs[-1])["message"]
+    assert api.end(api.start(project, set=["tokens=9"]))["type"] == "COMPLETED"
+    assert not made.exists() and not (other / "runs.txt").exists()
+
+
+def test_a_page_of_another_origin_can_start_nothing(api):
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST",
+              "Access-Control-Request-Headers": "content-type,prefect-csrf-token"}
+    url = f"{api.environment['PREFECT_API_URL']}/flow_runs/filter"
+    asked = httpx.options(url, headers=origin)
+    assert asked.status_code == 400 and "access-control-allow-origin" not in asked.headers
+    assert httpx.post(url, json={}, headers={"Origin": "https://elsewhere.example"}).status_code == 403
+    allowed = httpx.options(url, headers=origin | {"Origin": "http://127.0.0.1:4200"})
+    assert allowed.headers["access-control-allow-origin"] == "http://127.0.0.1:4200"
+
+
+def test_a_second_clone_of_the_same_name_is_refused_unless_it_gets_a_name_of_its_own(api, folder):
+    clones = [make_project(folder / number / "cloned") for number in ("one", "two")]
+    api.serve(clones[0])
+    serve = [sys.executable, "-m", "flows.serve", "--cron", "0 0 1 1 *", "--project", str(clones[1])]
+    done = subprocess.run(serve, cwd=PROJECT, env=api.environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "--name OTHER" in done.stderr
+    assert f'deployment "pipeline/cloned" of another project ({socket.gethostname()}:{clones[0]})' in done.stderr
+    with served(clones[1], "0 0 1 1 *", clones[1].parent, api.environment, "--name", "second"):
+        wait_for("the deployment", lambda: api.client.get("/deployments/name/pipeline/second").is_success)
+
+
+def test_of_the_runs_that_were_missed_while_serve_was_suspended_the_latest_runs(api, folder):
+    project = make_project(folder / "suspended")
+    serve = api.serve(project)
+    os.kill(serve.pid, signal.SIGSTOP)
+    since, until = (f"{datetime.now(UTC).year + years}-06-01T00:00:00Z" for years in (-5, -1))
+    body = {"start_time": since, "end_time": until, "min_runs": 1, "max_runs": 10}  # one each New Year's Day
+    api.call("POST", f"/deployments/{api.served[project]}/schedule", body)
+
+    def states() -> list[str]:
+        runs = sorted(runs_of(api, "suspended"), key=lambda run: run["expected_start_time"])
+        return [run["state_type"] for run in runs if run["expected_start_time"] < until]
+
+    assert states() == ["SCHEDULED"] * 4
+    os.kill(serve.pid, signal.SIGCONT)
+    wait_for("the runs", lambda: not {"SCHEDULED", "PENDING", "RUNNING"} & {*states()}, 120)
+    assert states() == ["CANCELLED"] * 3 + ["COMPLETED"]
+    assert (project / "runs.txt").read_text().split().count("shard") == 1
+
+
 def test_run_while_another_dvc_command_works_says_so(api, folder):
     project = make_project(folder / "busy", shard={"waits": True})
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -423,14 +508,6 @@ def test_run_while_another_dvc_command_works_says_so(api, folder):
     assert by_hand.returncode == 0
     assert state["type"] == "FAILED"
     assert state["message"] == f"stage shard was not run: another dvc command works in {project}"
-
-
-@contextmanager
-def served(project: Path, cron: str, folder: Path, environment: dict, *options: str):
-    """A running `flows.serve` of a project."""
-    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(project), *options]
-    with background(command, folder / f"serve {project.name}.log", environment) as process:
-        yield process
 
 
 def runs_of(api, deployment: str) -> list[dict]:
@@ -447,11 +524,11 @@ def test_cron_starts_runs_a_killed_one_is_marked_as_crashed_and_of_missed_ones_o
         for process in [psutil.Process(runner.pid), *processes]:
             process.kill()
     killed = wait_for("the run", lambda: [run for run in runs_of(api, "power cut") if run["state_type"] == "RUNNING"])
-    assert killed[0]["auto_scheduled"] and killed[0]["parameters"]["project"] == str(project)
+    assert killed[0]["auto_scheduled"]
     psutil.wait_procs(processes, 30)
     (project / "go on").touch()
     time.sleep(30)  # ten periods
-    with served(project, "0 0 1 1 *", folder, environment):
+    with served(project, "0 0 1 1 *", folder, environment, "--notify", f"cat > '{folder}/told '$$"):
         state = wait_for("the mark", lambda: [
             run["state"] for run in runs_of(api, "power cut") if run["id"] == killed[0]["id"]
             and run["state_type"] == "CRASHED"])[0]
@@ -462,6 +539,8 @@ def test_cron_starts_runs_a_killed_one_is_marked_as_crashed_and_of_missed_ones_o
     states = [run["state_name"] for run in runs_of(api, "power cut") if run["state_type"] != "CANCELLED"
               and run["expected_start_time"] < run["updated"]]
     assert sorted(states) == ["Completed", "Crashed"]
+    told = [json.loads(path.read_text()) for path in folder.glob("told [0-9]*")]
+    assert sorted(one["state"] for one in told) == ["Completed", "Crashed"]
 
 
 @pytest.mark.parametrize(
@@ -471,8 +550,11 @@ def test_cron_starts_runs_a_killed_one_is_marked_as_crashed_and_of_missed_ones_o
         ("0 3 * * *", "http://127.0.0.1:9/api", 1, "no Prefect server answers at http://127.0.0.1:9/api"),
     ],
 )
-def test_serve_ends_with_one_line_and_a_code(environment, by_hand, cron, api_url, code, message):
-    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(by_hand)]
+def test_serve_ends_with_one_line_and_a_code(environment, folder, cron, api_url, code, message):
+    (project := folder / "not served" / str(code) / ".dvc").mkdir(parents=True)
+    (project.parent / "params.yaml").write_text("tokens: 5\n")
+    (project.parent / "dvc.yaml").write_text("stages: {}\n")
+    command = [sys.executable, "-m", "flows.serve", "--cron", cron, "--project", str(project.parent)]
     wrong = {**environment, "PREFECT_API_URL": api_url}
     done = subprocess.run(command, cwd=PROJECT, env=wrong, capture_output=True, text=True)
     assert done.returncode == code
@@ -527,9 +609,10 @@ def test_a_worker_takes_the_runs_of_the_deployments_in_prefect_yaml(api, folder,
                 for one in api.call("POST", "/deployments/filter", {}) if one["work_pool_name"] == "maavt"}
     assert deployed == {("nightly", "0 3 * * *"), ("weekly", "0 1 * * 0"), ("weekly", "0 12 * * 6"), ("by-hand", "")}
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "maavt"]
-    with background(worker, folder / "worker.log", environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}):
+    with background(worker, folder / "worker.log", environment | {"PREFECT_WORKER_QUERY_SECONDS": "2",
+                                                                  "MAAVT_PROJECT": str(project)}):
         by_hand = api.call("GET", "/deployments/name/pipeline/by-hand")["id"]
-        body = {"parameters": {"project": str(project), "set": ["tokens=8"]}}
+        body = {"parameters": {"set": ["tokens=8"]}}
         run = api.call("POST", f"/deployments/{by_hand}/create_flow_run", body)["id"]
         assert api.end(run)["type"] == "COMPLETED"
     dvc = [sys.executable, "-m", "dvc", "exp", "list", "--name-only"]

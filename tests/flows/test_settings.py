@@ -108,6 +108,11 @@ def test_an_experiment_is_called_by_its_settings():
     assert long != other and len(f"compare-{long}.log") < 200
 
 
+def test_a_password_is_in_no_name_of_an_experiment():
+    name, other = (experiment_name([f"ave.url=https://ann:planted@host/a?token={key}"]) for key in ("planted", "2"))
+    assert "planted" not in name and "host" in name and name != other
+
+
 def test_settings_that_differ_in_a_sign_alone_are_two_experiments():
     for one, other in (("seed=1", "seed=-1"), ("folder.root=/a/b", "folder.root=a/b"), ("x=1e3", "x=1e-3"),
                        ("x=.5", "x=5"), ("x=my.clips", "x=my_clips"), ("a=1+x=-1", "a=1+x=1")):

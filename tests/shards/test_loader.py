@@ -299,3 +299,11 @@ def test_shards_of_another_data_set_are_refused(made, monkeypatch):
     assert Reader.of("synth").index["dataset"] == "synth"
     with pytest.raises(UserError, match="are of the data set synth, and params.yaml asks for ave; unset MAAVT_SHARDS"):
         Reader.of("ave")
+
+
+def test_the_password_of_a_place_that_cannot_be_reached_is_not_shown(monkeypatch):
+    monkeypatch.setattr(reader, "PAUSE", 0)
+    monkeypatch.setenv("MAAVT_SHARDS", "http://ann:planted@127.0.0.1:9/shards")
+    with pytest.raises(UserError) as error:
+        Reader.of("synth")
+    assert "http://***@127.0.0.1:9/shards/index.json" in str(error.value) and "planted" not in str(error.value)
