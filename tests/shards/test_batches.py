@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_a_pair_is_one_frame_one_spectrogram_and_one_label(six):
     batch = only(load(six).in_order())
     assert pairs([batch]) == ALL and batch.boxes is None and batch.absent is None
     assert batch.labels.dtype == torch.int64 and batch.labels.tolist() == 2 * [0, 0, -1, 1, -1, 1, 2, 2, 2]
-    assert BACKGROUND_LABEL == -1
+    assert BACKGROUND_LABEL == -1 and batch.frames.dtype == torch.uint8
     for number, (frame, sound) in enumerate(zip(batch.frames, batch.spectrograms, strict=True)):
         clip, second = divmod(number, 3)
         assert np.array_equal(frame.permute(1, 2, 0).numpy(), decode_jpeg(picture(clip, second)))
@@ -137,6 +138,22 @@ def test_no_more_than_a_few_batches_are_decoded_ahead(six, monkeypatch):
     batches.close()
 
 
+def test_what_waits_to_be_decoded_is_dropped_when_the_batches_are_left(six, monkeypatch):
+    begun, real = [], Loader._decode
+
+    def slow(reading, *arguments):
+        begun.append(1)
+        if len(begun) > 1:
+            time.sleep(0.5)
+        return real(reading, *arguments)
+
+    monkeypatch.setattr(Loader, "_decode", slow)
+    batches = load(six, 1).in_order()
+    next(batches)
+    batches.close()
+    assert len(begun) <= 2  # of three that were asked for
+
+
 def test_a_clip_with_several_labels_has_a_one_for_each(tmp_path):
     place = write(tmp_path, [sample(0, ["a;c", "b"])], multilabel=True, background=False)
     batch = only(load(place).in_order())
@@ -173,6 +190,12 @@ def test_of_all_the_sound_evaluation_takes_the_window_at_the_offset(tmp_path):
     assert np.array_equal(batch.frames[0].permute(1, 2, 0).numpy(), decode_jpeg(picture(0, 4)))
 
 
+def test_where_there_is_a_single_frame_of_sound_more_the_window_is_one_of_two(tmp_path):
+    place = write(tmp_path, [sample(0, ["a"] * 9, begins=[3], length=LENGTH + 1)], spectrogram=WHOLE)
+    found = {int(only(load(place).shuffled(seed=0, epoch=epoch, held=1)).spectrograms[0, 0, 0]) for epoch in range(9)}
+    assert found == {0, BINS} and only(load(place).in_order()).spectrograms.shape == (1, LENGTH, BINS)
+
+
 def test_of_all_the_sound_training_takes_a_window_anywhere_and_the_frame_and_the_label_at_its_middle(tmp_path):
     labels = list("aabbccaba")
     place, starts = write(tmp_path, [sample(0, labels, begins=[3], length=12)], spectrogram=WHOLE), set()
@@ -192,6 +215,8 @@ def test_a_part_of_a_frame_to_be_scaled_comes_with_the_whole_frame(six):
     batch = only(load(six, image_size=8, augment="resized_crop").shuffled(seed=0, epoch=0, held=1))
     assert batch.frames.shape == (18, 3, SIZE, SIZE) and batch.boxes.dtype == torch.float32
     assert batch.boxes.shape == (18, 4) and len(batch.boxes.unique(dim=0)) > 15
+    single = load(six, 1, image_size=8, augment="resized_crop").shuffled(seed=0, epoch=0, held=1)
+    assert all(one.boxes.shape == (1, 4) for one in single)
     whole = only(load(six, image_size=8, augment="resized_crop").in_order())
     assert whole.boxes is None and whole.frames.shape == (18, 3, SIZE, SIZE)
 
