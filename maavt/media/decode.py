@@ -101,9 +101,9 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
             if empty := {track.index for track in tracks if track.empty and track.others}:
                 without |= empty  # the first programme of a broadcast, say, of which nothing was kept
                 continue
-            if keep and (picture and picture.decoded or sound and sound.stretches):
+            if keep and (picture and picture.decoded or sound and sound.inside):
                 picture = picture if picture and picture.decoded else None
-                sound = sound if sound and sound.stretches else None
+                sound = sound if sound and sound.inside else None
             _check_decoded(picture, sound, seconds)
             waveform = sound.finish(repeat=pad == "tile") if sound else np.zeros(seconds * sample_rate, np.float32)
             if not sound or (alone := sound.cancelled) is None:
@@ -293,7 +293,7 @@ def _check_decoded(picture: Picture | None, sound: Sound | None, seconds: int) -
         raise Rejected("no frame decoded", picture.track.error)
     if sound and not sound.decoded:
         raise Rejected("no sound decoded", sound.track.error)
-    if sound and not sound.stretches:
+    if sound and not sound.inside:
         _check_reach(picture, sound, seconds, picture is not None and picture.done)
 
 
