@@ -14,6 +14,7 @@ from maavt.recordings.windows import PART, File, files_of, parts_of
 from maavt.workers import fan_out
 from tests.conftest import ROOT
 from tests.media.test_decode import grey, peak_memory, tone, write_clip
+from tests.media.test_gaps import without
 
 RECIPES = load_params(ROOT / "params.yaml").shard.spectrogram
 
@@ -48,6 +49,14 @@ def test_a_window_is_the_same_in_a_long_recording_and_alone(tmp_path):
     assert [len(part.times) for part in whole] == [PART, 3]
     frame = whole[1].frames[1]
     assert abs(int(frame.mean()) - (10 * (PART + 1) + 5) % 256) < 8  # the picture says when it is shown
+
+
+def test_a_recording_with_hundreds_of_pauses_has_all_its_windows(tmp_path):
+    gaps = [(begin, begin + 0.12) for begin in np.arange(0.3, 65, 0.3)]
+    path = without(recording(tmp_path / "whole.mkv", 70), tmp_path / "a.mkv", [*gaps, (56, 62)])  # and a long one
+    parts = read(path, "synth")
+    assert [time for part in parts for time in part.times] == [(second, second + 1) for second in range(70)]
+    assert not any(part.failed or part.absent for part in parts)
 
 
 def cost(path: str) -> float:
