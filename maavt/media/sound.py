@@ -90,8 +90,9 @@ class Sound:
     processors.
     """
 
-    def __init__(self, track: Track, seconds: int, rate: int, alone: int | None = None):
+    def __init__(self, track: Track, seconds: int, rate: int, alone: int | None = None, number: int = 0):
         self.track = track
+        self.number = number  # as Media.sound_track
         self.seconds = seconds
         self.rate = rate
         self.alone = alone
@@ -175,34 +176,68 @@ class Sound:
 
 def power(waveform: np.ndarray, rate: int) -> np.ndarray:
     """The mean squares of a waveform (samples,) in blocks of STRETCH, without a rest at its end."""
-    size = max(round(STRETCH * rate), 1)
+    size = _block(rate)
     blocks = waveform[: len(waveform) // size * size].reshape(-1, size)
     return np.einsum("ij,ij->i", blocks, blocks) / size
 
 
-def _to_mono(frame: av.AudioFrame, alone: int | None, power: Counter) -> np.ndarray:
-    """(samples,) float32, nominally in [-1, 1], from any sample format and layout; their squares are added to `power`,
-    as are those of the channels."""
-    channels = tuple(channel.name for channel in frame.layout.channels)
-    if len(channels) >= 8 and frame.format.is_planar or frame.format.name.startswith("s64"):
+def _block(rate: int) -> int:
+    return max(round(STRETCH * rate), 1)
+
+
+class Listener:
+    """Whether sound is more than silence, in any channel that is in the mix, as it comes in frames."""
+
+    def __init__(self):
+        self.rest = np.zeros((0, 0), np.float32)  # shorter than a block
+        self.seconds = 0.0
+        self.sounds = False
+
+    def hear(self, frame: av.AudioFrame) -> None:
+        if not frame.samples or not 0 < frame.sample_rate <= MAX_RATE:
+            return
+        with np.errstate(all="ignore"):
+            samples = _channels(frame)[_weights(_names(frame)) > 0]
+            if len(samples) == len(self.rest):
+                samples = np.concatenate([self.rest, samples], axis=1)
+            self.sounds |= any((power(channel, frame.sample_rate) > SILENT).any() for channel in samples)
+        block = _block(frame.sample_rate)
+        self.rest = samples[:, samples.shape[1] // block * block :]
+        self.seconds += frame.samples / frame.sample_rate
+
+
+def _names(frame: av.AudioFrame) -> tuple[str, ...]:
+    return tuple(channel.name for channel in frame.layout.channels)
+
+
+def _channels(frame: av.AudioFrame) -> np.ndarray:
+    """(channels, samples) float32, nominally in [-1, 1], from any sample format and layout."""
+    count = len(frame.layout.channels)
+    if count >= 8 and frame.format.is_planar or frame.format.name.startswith("s64"):
         kind = frame.sample_rate, frame.format.name, frame.layout.name  # PyAV reads beyond eight planes, knows no s64
         (frame,) = _converted(_converter(kind, (kind[0], "flt", kind[2])), frame)
     stored = frame.to_ndarray()  # (channels, samples), or packed: (1, samples * channels)
     if not frame.format.is_planar:
-        stored = stored.reshape(-1, len(channels)).T
+        stored = stored.reshape(-1, count).T
     with np.errstate(all="ignore"):  # sound stored as floats may be anything
         samples = stored.astype(np.float32, copy=False)
         if stored.dtype == np.uint8:
             samples -= 128
         if stored.dtype.kind in "ui":
             samples /= 2.0 ** (8 * stored.itemsize - 1)
-        weights = _weights(channels)
-        if len(channels) == 1 or alone is not None:
-            return np.ascontiguousarray(samples[alone if alone and alone < len(channels) else 0])
+    return samples
+
+
+def _to_mono(frame: av.AudioFrame, alone: int | None, power: Counter) -> np.ndarray:
+    """(samples,) float32; the squares of the mix are added to `power`, as are those of the channels."""
+    samples, weights = _channels(frame), _weights(_names(frame))
+    if len(samples) == 1 or alone is not None:
+        return np.ascontiguousarray(samples[alone if alone and alone < len(samples) else 0])
+    with np.errstate(all="ignore"):
         mixed = weights @ samples
         power[MIXED] += float(mixed @ mixed)
         power.update(dict(enumerate((np.einsum("ij,ij->i", samples, samples) * weights**2).tolist())))
-        return mixed
+    return mixed
 
 
 def _converter(kind: tuple[int, str, str], target: tuple[int, str, str]) -> Graph:

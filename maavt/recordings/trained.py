@@ -190,5 +190,7 @@ def answer(file: list[tuple[Part, list[dict]]], threshold: float) -> dict:
               if part.failed]
     absent = {part.absent for part, _ in file if part.times}
     lacking = {"absent": absent.pop()} if len(absent) == 1 and "" not in absent else {}
+    if track := max(part.sound_track for part, _ in file):
+        lacking |= {"sound_track": track}
     return {"file": first.path, "seconds": first.total or windows[-1]["to"], **lacking, "windows": windows,
             "events": list(events_of(windows, threshold)), **({"unread": unread} if unread else {})}

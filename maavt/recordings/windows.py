@@ -16,6 +16,7 @@ import numpy as np
 
 from maavt.errors import UserError
 from maavt.fetch.tree import walk
+from maavt.media.decode import sound_track
 from maavt.media.rejected import Rejected
 from maavt.media.sample import frame_second, read_clip
 from maavt.media.spectrogram import nothing_heard
@@ -48,6 +49,7 @@ class Part:
     total: float
     last: bool
     absent: str = ""  # sound or picture, of which zeros are here
+    sound_track: int = 0  # as Media.sound_track
     times: list[tuple[float, float]] = field(default_factory=list)  # from and to, seconds of the recording
     frames: np.ndarray | None = None  # (W, S, S, 3) uint8
     spectrograms: np.ndarray | None = None  # (W, T, F) float16, not normalised
@@ -157,7 +159,7 @@ def _read(part: Part, recipe: Spectrogram, frame_size: int, crop: int, keep: boo
     middle = slice(edge, edge + crop)
     end = part.total or float("inf")
     return replace(
-        part, spectrograms=sound, absent=absent,
+        part, spectrograms=sound, absent=absent, sound_track=sound_track(part.path) if absent != "sound" else 0,
         frames=np.stack([found.get(frame_second(begin, recipe), nothing)[middle, middle] for begin in begins]),
         times=[(round(part.begin + begin, 3), round(min(part.begin + begin + recipe.seconds, end), 3))
                for begin in begins],
