@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from maavt.commands.options import number, positive
+from maavt.commands.options import named, number, positive
 from maavt.errors import UserError
 from maavt.media.length import read_media
 from maavt.media.rejected import Rejected, explain
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises UserError, after the last file, when some cannot be used.
     """
     parser = argparse.ArgumentParser("maavt probe", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a video file with sound")
+    parser.add_argument("files", nargs="+", type=named, metavar="FILE", help="a video file with sound")
     parser.add_argument("--workers", type=number, help="files looked at at a time (default: MAAVT_WORKERS, "
                         "or the number of CPU cores)")
     parser.add_argument("--time-limit", type=positive, default=TIME_LIMIT, metavar="SECONDS",
