@@ -4,9 +4,9 @@ import argparse
 import csv
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 from maavt.clips import SPLITS, Clip
+from maavt.commands.options import path
 from maavt.params import load_params
 from maavt.sources import SOURCES
 from maavt.sources.lists import warnings
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the manifest, and warnings about splits that share sources on stderr."""
     parser = argparse.ArgumentParser("maavt clips", description=__doc__)
     parser.add_argument("dataset", choices=SOURCES, help="a data set")
-    parser.add_argument("--annotations", type=Path, metavar="DIR", help="the lists as the authors publish them "
+    parser.add_argument("--annotations", type=path, metavar="DIR", help="the lists as the authors publish them "
                         "(default: those in the package)")
     args = parser.parse_args(arguments)
     clips = SOURCES[args.dataset].clips(load_params(), args.annotations)

@@ -6,10 +6,9 @@ project's data set from its shards: `file` is then the clip's key, and `label` w
 """
 
 import argparse
-from pathlib import Path
 
 from maavt.clips import SPLITS
-from maavt.commands.options import add_asking, workers
+from maavt.commands.options import add_asking, path, workers
 from maavt.errors import UserError
 from maavt.progress import progress
 from maavt.recordings.trained import Trained
@@ -21,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the table. Raises UserError, when it is written, where some files could not be read."""
     parser = argparse.ArgumentParser("maavt embed", description=__doc__)
     add_asking(parser, "a video with sound, a folder of them, or train, val or test of the project's data set")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the Parquet file to write")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="the Parquet file to write")
     options = parser.parse_args(arguments)
     if options.out.suffix != ".parquet":
         parser.error(f"--out {options.out}: expected a name that ends in .parquet, since that is what is written")

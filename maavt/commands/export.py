@@ -10,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
+from maavt.commands.options import path
 from maavt.errors import UserError
 from maavt.models import MODELS
 from maavt.models.backbone import backbones
@@ -23,7 +24,7 @@ MEMBERS = ("README.md", "adapter.safetensors", "config.json", "backbone")  # wha
 def main(arguments: list[str] | None = None) -> None:
     """Write the folder beside its place, check it, and move it there."""
     parser = argparse.ArgumentParser("maavt export", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="to be written; an earlier export is replaced")
+    parser.add_argument("folder", type=path, metavar="DIR", help="to be written; an earlier export is replaced")
     parser.add_argument("--model", choices=sorted(MODELS), default="maavt", help="(default: %(default)s)")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx, too (pip install 'maavt[onnx]')")
     options = parser.parse_args(arguments)

@@ -9,9 +9,8 @@ import csv
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
-from maavt.commands.options import add_asking, number, share, workers
+from maavt.commands.options import add_asking, number, path, share, workers
 from maavt.errors import UserError
 from maavt.progress import progress
 from maavt.recordings.page import Page
@@ -32,8 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--top", type=number, default=1, metavar="N", help="say the N likeliest classes of a window")
     parser.add_argument("--threshold", type=share, default=0.0, metavar="P", help="from which on the class of "
                         "a window makes an event (default: %(default)g)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="a table of windows, events and failures, too")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="a page with players, a time line of classes and the "
+    parser.add_argument("--csv", type=path, metavar="FILE", help="a table of windows, events and failures, too")
+    parser.add_argument("--html", type=path, metavar="FILE", help="a page with players, a time line of classes and the "
                         "attention, too")
     options = parser.parse_args(arguments)
     files, model = files_of(options.files), Trained(options.model, options.device)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from maavt.commands.options import number, positive
+from maavt.commands.options import named, number, positive
 from maavt.errors import UserError
 from maavt.media.length import read_media
 from maavt.media.rejected import Rejected, explain
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises UserError, after the last file, when some cannot be used.
     """
     parser = argparse.ArgumentParser("maavt probe", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a video file with sound")
+    parser.add_argument("files", nargs="+", type=named, metavar="FILE", help="a video file with sound")
     parser.add_argument("--workers", type=number, help="files looked at at a time (default: MAAVT_WORKERS, "
                         "or the number of CPU cores)")
     parser.add_argument("--time-limit", type=positive, default=TIME_LIMIT, metavar="SECONDS",
@@ -56,20 +56,23 @@ def probe(paths: Sequence[str], *, workers: int | None = None, time_limit: float
 
     Each file is judged as the shard stage judges a clip by this recipe: `frames` at one per second of its picture,
     and `audio_seconds` of sound in the first clip_seconds. `reason` is "" or one of media.REASONS, with a `detail`
-    where it is `too short`; with `keep` picture or sound alone is enough, and the other one is named as `absent`. Files
-    are decoded in worker processes, so a file that hangs or crashes the decoder costs only itself.
+    where it is `too short`; with `keep` picture or sound alone is enough, and the other one is named as `absent`.
+    `sound_track` is the number of the sound track that is taken where those before it are silent. Files are decoded in
+    worker processes, so a file that hangs or crashes the decoder costs only itself.
     """
     workers = min(workers or default_workers(), max(len(paths), 1))
     measure = partial(_measure, recipe=recipe, keep=keep)
     for path, result in fan_out(measure, map(str, paths), workers=workers, time_limit=time_limit,
                                 memory_limit=MEMORY_LIMIT, tolerant=True):
         rejected = isinstance(result, Rejected)
-        frames, audio_seconds, absent = (0, 0.0, "") if rejected else result
+        frames, audio_seconds, absent, track = (0, 0.0, "", 0) if rejected else result
         yield {"file": path, "ok": not rejected, "frames": frames, "audio_seconds": round(audio_seconds, 3),
-               **(explain(result) if rejected else {"reason": ""}), **({"absent": absent} if absent else {})}
+               **(explain(result) if rejected else {"reason": ""}), **({"absent": absent} if absent else {}),
+               **({"sound_track": track} if track else {})}
 
 
-def _measure(path: str, recipe: Spectrogram, keep: bool) -> tuple[int, float, str]:
-    """(frames at one per second, seconds of sound, what is absent) of a file; raises Rejected."""
+def _measure(path: str, recipe: Spectrogram, keep: bool) -> tuple[int, float, str, int]:
+    """(frames at one per second, seconds of sound, what is absent, Media.sound_track) of a file; raises Rejected."""
     media = read_media(Path(path), recipe, frame_size=32, keep=keep)
-    return max(int(media.video_seconds + 0.5), media.absent != "picture"), media.audio_seconds, media.absent
+    return (max(int(media.video_seconds + 0.5), media.absent != "picture"), media.audio_seconds, media.absent,
+            media.sound_track)

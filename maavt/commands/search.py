@@ -8,9 +8,8 @@ matrices, which takes a second and 1 GB for a million rows. Beyond some millions
 
 import argparse
 import json
-from pathlib import Path
 
-from maavt.commands.options import add_model, number
+from maavt.commands.options import add_model, named, number, path
 from maavt.errors import UserError
 from maavt.recordings.trained import Trained
 from maavt.recordings.vectors import SIDES, nearest, read_side
@@ -20,8 +19,8 @@ from maavt.recordings.windows import File
 def main(arguments: list[str] | None = None) -> None:
     """Print the nearest rows."""
     parser = argparse.ArgumentParser("maavt search", description=__doc__)
-    parser.add_argument("query", metavar="QUERY", help="a video with sound")
-    parser.add_argument("--in", dest="vectors", type=Path, required=True, metavar="FILE", help="from maavt embed")
+    parser.add_argument("query", type=named, metavar="QUERY", help="a video with sound")
+    parser.add_argument("--in", dest="vectors", type=path, required=True, metavar="FILE", help="from maavt embed")
     parser.add_argument("--by", choices=SIDES, default="sound", help="what of QUERY to go by (default: %(default)s)")
     parser.add_argument("--top", type=number, default=5, metavar="N", help="hits (default: %(default)s)")
     add_model(parser)

@@ -9,7 +9,7 @@ picture is held at a time, and only the chosen ones are converted.
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from av.format import Flags
 
 from maavt.media.picture import MAX_PIXELS, Picture, check_size
 from maavt.media.rejected import REASONS, Rejected
-from maavt.media.sound import SILENT, Sound, power
+from maavt.media.sound import SILENT, Listener, Sound, power
 from maavt.media.track import Track
 
 __all__ = ["MIN_COVERAGE", "REASONS", "Media", "Rejected", "decode"]
@@ -34,6 +34,9 @@ SEEK_FROM = 10.0  # seconds: a clip that starts later is sought
 # Seconds decoded ahead of a sought clip, so that decoders have settled and both tracks are there; where that was not
 # enough, for the next whole picture came too late, the next number.
 PREROLLS = 2.0, 12.0, 60.0
+# Seconds of its tracks that are listened to where a file has several of sound; of a longer file, in so many places.
+LISTEN, PLACES = 300.0, 30
+APART = 10.0  # seconds by which one track of sound may be stored behind another
 # Grey levels by which all frames of a picture that shows nothing may differ. A still picture that shows something is
 # none: a photograph with sound can carry the label.
 UNIFORM = 8
@@ -47,6 +50,7 @@ class Media:
     """A decoded clip; the two lengths say how far into it picture and sound reach, in seconds, before any padding.
 
     Where one of them is `absent` ("sound" or "picture"), its length is 0, and it is zeros: silent, or black.
+    `sound_track` is sound_track() of the file.
     """
 
     frames: np.ndarray  # (those wanted, size, size, 3) uint8 RGB
@@ -57,6 +61,7 @@ class Media:
     height: int
     frame_rate: float  # by the header
     absent: str = ""
+    sound_track: int = 0
 
     @property
     def seconds(self) -> float:
@@ -101,9 +106,9 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
             if empty := {track.index for track in tracks if track.empty and track.others}:
                 without |= empty  # the first programme of a broadcast, say, of which nothing was kept
                 continue
-            if keep and (picture and picture.decoded or sound and sound.stretches):
+            if keep and (picture and picture.decoded or sound and sound.inside):
                 picture = picture if picture and picture.decoded else None
-                sound = sound if sound and sound.stretches else None
+                sound = sound if sound and sound.inside else None
             _check_decoded(picture, sound, seconds)
             waveform = sound.finish(repeat=pad == "tile") if sound else np.zeros(seconds * sample_rate, np.float32)
             if not sound or (alone := sound.cancelled) is None:
@@ -124,6 +129,7 @@ def decode(path: str | os.PathLike, *, seconds: int, frame_size: int, sample_rat
             frames=frames if picture else np.zeros_like(frames),
             waveform=waveform if sound else np.zeros_like(waveform),
             absent="" if picture and sound else "sound" if picture else "picture",
+            sound_track=sound.number if sound else 0,
         )
     except Rejected:
         raise
@@ -156,7 +162,7 @@ def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: i
     with _open(path) as container:
         if container.format.name in PLAYLISTS:
             raise Rejected("not media", f"a file of the kind {container.format.name}")
-        (video, more_video), (audio, more_audio) = _choose_both(container, without, keep)
+        (video, more_video), (audio, more_audio) = _choose_both(container, path, without, keep)
         streams = [stream for stream in (video, audio) if stream]
         if video:
             check_size(video.codec_context.width, video.codec_context.height)
@@ -168,7 +174,8 @@ def _read(path: str | os.PathLike, seconds: int, frame_size: int, sample_rate: i
         begin = _origin(container, streams) + start
         joints = [0.0]
         picture = video and Picture(Track(video, begin, joints, more_video), seconds, wanted, frame_size)
-        sound = audio and Sound(Track(audio, begin, joints, more_audio), seconds, sample_rate, alone)
+        sound = audio and Sound(Track(audio, begin, joints, more_audio), seconds, sample_rate, alone,
+                                _number(container, audio.index))
         if preroll is not None and not _sought(container, streams[0], begin - preroll, path):
             return picture, sound, False
         _fill(container, picture, sound, seconds)
@@ -186,12 +193,12 @@ def _open(path: str | os.PathLike) -> InputContainer:
     return container
 
 
-def _choose_both(container: InputContainer, without: set[int], keep: bool) -> list[tuple]:
+def _choose_both(container: InputContainer, path: str | os.PathLike, without: set[int], keep: bool) -> list[tuple]:
     """The choice of picture and of sound, None for one that cannot be had where the other can and `keep` is set."""
     chosen, lacking = [], []
     for kind in ("video", "audio"):
         try:
-            chosen.append(_choose(container, kind, without))
+            chosen.append(_choose(container, path, kind, without))
         except Rejected as rejected:
             chosen.append((None, False))
             lacking.append(rejected)
@@ -200,21 +207,91 @@ def _choose_both(container: InputContainer, without: set[int], keep: bool) -> li
     return chosen
 
 
-def _choose(container: InputContainer, kind: str, without: set[int]):
-    """The track a player would take: the first default one with a decoder, else the first with one; and whether there
-    are others."""
-    no_picture = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-    streams = [s for s in container.streams if s.type == kind and not s.disposition & no_picture
-               and s.index not in without]
-    if not streams:
-        raise Rejected(f"no {kind} stream")
-    usable = [s for s in streams if s.codec_context is not None]
-    if not usable:
-        raise Rejected(f"no {kind} decoder")
-    chosen = max(usable, key=lambda s: bool(s.disposition & av.stream.Disposition.default))  # the first of the best
+def _choose(container: InputContainer, path: str | os.PathLike, kind: str, without: set[int]):
+    """The track a player would take, but for one of sound that is silent beside others; and whether there are
+    others."""
+    usable = [stream for stream in _usable(container, kind) if stream.index not in without]
+    chosen = usable[0] if usable else None
+    if kind == "audio" and len(usable) > 1:
+        sounding = _sounding(*_identity(path))
+        chosen = next((stream for stream in usable if stream.index == sounding), chosen)
+    if not chosen:
+        raise Rejected(f"no {kind} {'decoder' if _tracks(container, kind, without) else 'stream'}")
     if _tag(chosen) in ("encv", "enca", "drmi", "drms"):  # else each packet says so
         raise Rejected("encrypted", f"the {kind} track")
     return chosen, len(usable) > 1
+
+
+def _tracks(container: InputContainer, kind: str, without: Collection[int] = ()) -> list:
+    no_picture = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    return [stream for stream in container.streams if stream.type == kind and not stream.disposition & no_picture
+            and stream.index not in without]
+
+
+def _usable(container: InputContainer, kind: str) -> list:
+    """The tracks with a decoder, in the order in which players take them: the default ones first."""
+    usable = [stream for stream in _tracks(container, kind) if stream.codec_context is not None]
+    return sorted(usable, key=lambda stream: not stream.disposition & av.stream.Disposition.default)
+
+
+def sound_track(path: str | os.PathLike) -> int:
+    """The number, from 1 on, of the sound track that decode() takes since those before it are silent; 0 where it takes
+    the one that players do."""
+    with _open(path) as container:
+        usable = _usable(container, "audio")
+        return _number(container, _sounding(*_identity(path))) if len(usable) > 1 else 0
+
+
+def _number(container: InputContainer, index: int) -> int:
+    usual = _usable(container, "audio")[0].index == index
+    return 0 if usual else 1 + [stream.index for stream in _tracks(container, "audio")].index(index)
+
+
+def _identity(path: str | os.PathLike) -> tuple[str, int, int]:
+    """What tells one file from another of the same name."""
+    status = os.stat(path)
+    return os.fspath(Path(path).absolute()), status.st_size, status.st_mtime_ns
+
+
+@lru_cache(1000)
+def _sounding(path: str, *_: int) -> int:
+    """The index of the first sound track, in the order in which players take them, that is more than silence anywhere;
+    where all are silent, of the first one that can be decoded. Of long files only PLACES are listened to, and no longer
+    than it takes until the first track sounds."""
+    with _open(path) as container:
+        tracks = {stream.index: stream for stream in _usable(container, "audio")}
+        silent, decoded = list(tracks), set()  # the tracks before the first one that sounds; those with any sound
+        sounding = None
+        for stream in container.streams:
+            stream.discard = av.stream.Discard.default if stream.index in tracks else av.stream.Discard.all
+        for stream in tracks.values():
+            stream.codec_context.thread_count = 1
+        length, origin = (container.duration or 0) / av.time_base, _origin(container, tracks.values())
+        places = [length * number / PLACES for number in range(PLACES)] if length > LISTEN else [0.0]
+        span = LISTEN / len(places)
+        for place in places:
+            try:
+                if place:
+                    container.seek(int((origin + place) * av.time_base))
+            except Exception:  # a file without an index, say
+                break
+            heard = {index: Listener() for index in silent}
+            for packet in _packets(container, *(tracks[index] for index in silent)):
+                index = packet.stream.index
+                if index not in silent:
+                    continue
+                for frame in Track(packet.stream, 0.0, [0.0]).decode(packet):
+                    heard[index].hear(frame)
+                    decoded.add(index)
+                if heard[index].sounds:
+                    sounding, silent = index, silent[: silent.index(index)]
+                lengths = [heard[index].seconds for index in silent]
+                if min(lengths, default=span) >= span or max(lengths) >= span + APART:
+                    break
+            if not silent:
+                break
+        return next((index for index in tracks if index == sounding or sounding is None and index in decoded),
+                    next(iter(tracks)))
 
 
 def _tag(stream) -> str:
@@ -234,8 +311,7 @@ def _origin(container: InputContainer, streams) -> float:
 
 def _sought(container: InputContainer, stream, time: float, path: str | os.PathLike) -> bool:
     if container.format.flags & Flags.ts_discont.value:
-        status = os.stat(path)
-        if _is_joined(os.fspath(Path(path).absolute()), status.st_size, status.st_mtime_ns):
+        if _is_joined(*_identity(path)):
             return False
     try:
         container.seek(int(time / stream.time_base), stream=stream)
@@ -293,7 +369,7 @@ def _check_decoded(picture: Picture | None, sound: Sound | None, seconds: int) -
         raise Rejected("no frame decoded", picture.track.error)
     if sound and not sound.decoded:
         raise Rejected("no sound decoded", sound.track.error)
-    if sound and not sound.stretches:
+    if sound and not sound.inside:
         _check_reach(picture, sound, seconds, picture is not None and picture.done)
 
 

@@ -148,6 +148,7 @@ def _whole(frame: av.VideoFrame) -> av.VideoFrame:
     if not frame.interlaced_frame:
         return frame
     graph = Graph()
+    graph.threads = 1
     try:
         graph.link_nodes(graph.add_buffer(template=None, width=frame.width, height=frame.height, format=frame.format,
                                           time_base=Fraction(1, 25)), graph.add("estdif", "mode=frame"),

@@ -50,6 +50,7 @@ class Quality:
     still_share: float | None
     clipped_share: float
     absent: str  # sound or picture, where a clip without it is kept
+    sound_track: int  # the number of the track of sound that was taken since those before it are silent, else 0
     fingerprint: str  # base64; empty where there is nothing to see, or nothing to hear
 
 
@@ -76,6 +77,7 @@ def measure(media: Media, frames: dict[int, np.ndarray], *, shown: Sequence[int]
         still_share=round(still.mean().item(), 3) if len(still) else None,
         clipped_share=round(clipped / len(media.waveform), 5),
         absent=media.absent,
+        sound_track=media.sound_track,
         fingerprint=b64encode(fingerprint).decode(),
     )
 

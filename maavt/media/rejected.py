@@ -15,6 +15,7 @@ REASONS = {
     "no sound decoded": "not one sample of sound could be decoded",
     "nothing to see or hear": "the picture is of one colour, or none, and there is only silence",
     "too short": "picture or sound reaches less far than the recipe needs (media.length.shortest)",
+    "unknown length": "the file does not say how long it is, and goes on behind the first minute that was read",
     "out of memory": "there was not enough memory to decode the file",
     "timed out": "decoding took longer than its time limit",
     "decoder crashed": "the decoding process died, or failed in a way that it should not",

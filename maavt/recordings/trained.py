@@ -210,9 +210,11 @@ def answer(file: list[tuple[Part, list[dict]]], threshold: float) -> dict:
                for (begin, to), row in zip(part.times, rows, strict=True)]
     if not windows:
         return {"file": first.path, **explain(first.failed)}
-    unread = [{"from": part.begin, "to": part.begin + part.length, **explain(part.failed)} for part, _ in file
-              if part.failed]
+    unread = [{"from": part.begin, **({"to": part.begin + part.length} if part.length else {}), **explain(part.failed)}
+              for part, _ in file if part.failed]
     absent = {part.absent for part, _ in file if part.times}
     lacking = {"absent": absent.pop()} if len(absent) == 1 and "" not in absent else {}
+    if track := max(part.sound_track for part, _ in file):
+        lacking |= {"sound_track": track}
     return {"file": first.path, "seconds": first.total or windows[-1]["to"], **lacking, "windows": windows,
             "events": list(events_of(windows, threshold)), **({"unread": unread} if unread else {})}

@@ -16,11 +16,12 @@ import numpy as np
 
 from maavt.errors import UserError
 from maavt.fetch.tree import walk
+from maavt.media.decode import sound_track
 from maavt.media.rejected import Rejected
 from maavt.media.sample import frame_second, read_clip
 from maavt.media.spectrogram import nothing_heard
 from maavt.params import Spectrogram
-from maavt.sources.look import Look, look
+from maavt.sources.look import Look, header_length, look
 from maavt.workers import fan_out
 
 PART = 60  # seconds of a recording that are read at once, about
@@ -39,8 +40,11 @@ class File:
 
 @dataclass(frozen=True)
 class Part:
-    """What was read of one file at once, `length` of its `total` seconds from `begin` on; `total` is 0 where nobody
-    knows. `last`: there are no more of the file. `failed` says why it has no windows."""
+    """What was read of one file at once, `length` of its `total` seconds from `begin` on. `last`: there are no more of
+    the file. `failed` says why it has no windows.
+
+    `total` is 0 where nobody knows: then only the first part is read, and a second one, of no length, fails if there is
+    more."""
 
     path: str
     begin: float
@@ -48,6 +52,7 @@ class Part:
     total: float
     last: bool
     absent: str = ""  # sound or picture, of which zeros are here
+    sound_track: int = 0  # as Media.sound_track
     times: list[tuple[float, float]] = field(default_factory=list)  # from and to, seconds of the recording
     frames: np.ndarray | None = None  # (W, S, S, 3) uint8
     spectrograms: np.ndarray | None = None  # (W, T, F) float16, not normalised
@@ -92,10 +97,18 @@ def parts_of(files: Sequence[File], config: dict, *, workers: int) -> Iterator[P
         yield from (read(part) for part in _plan(looks, recipe))
         return
     looks = fan_out(glance, (file.path for file in files), workers=1, time_limit=LOOK_LIMIT, tolerant=True)
-    plan = _plan(((file, result) for file, (_, result) in zip(files, looks, strict=True)), recipe)
+    plan = _plan(((file, _or_header(file.path, seen)) for file, (_, seen) in zip(files, looks, strict=True)), recipe)
     for part, result in fan_out(read, plan, workers=workers, in_flight=AHEAD, time_limit=READ_LIMIT,
                                 memory_limit=MEMORY_LIMIT, tolerant=True, label=lambda part: part.path):
         yield replace(part, failed=result) if isinstance(result, Rejected) else result
+
+
+def _or_header(path: str, seen: Look | Rejected) -> Look | Rejected:
+    """The look at a file; where it has crashed or took too long, what the header says."""
+    if not isinstance(seen, Rejected):
+        return seen
+    (_, length), = fan_out(header_length, [path], workers=1, time_limit=LOOK_LIMIT, tolerant=True)
+    return Look(seconds=length) if isinstance(length, float) and length > 0 else seen
 
 
 def read_windows(path: str, times: Iterable[tuple[float, float]], config: dict) -> Iterator[Part]:
@@ -134,9 +147,12 @@ def _plan(looks: Iterable[tuple[File, Look | Rejected]], recipe: Spectrogram) ->
             continue
         planned = True
         total = 0.0 if crashed else seen.seconds
+        unknown = not total and (crashed or not seen.reason)
         begins = [number * step for number in range(max(int((total - recipe.seconds) // step) + 1, 1))]
         for begin, end in zip(begins, [*begins[1:], total or recipe.clip_seconds], strict=True):
-            yield Part(file.path, float(begin), end - begin, total, last=begin == begins[-1])
+            yield Part(file.path, float(begin), end - begin, total, last=begin == begins[-1] and not unknown)
+        if unknown:
+            yield Part(file.path, float(recipe.clip_seconds), 0.0, 0.0, last=True)
     if left_out and not planned:
         raise UserError(f"no recordings among the {len(left_out)} files of {', '.join(sorted(set(left_out))[:5])}; "
                         "expected videos with sound")
@@ -146,9 +162,11 @@ def _read(part: Part, recipe: Spectrogram, frame_size: int, crop: int, keep: boo
     """A part with its windows, or with the reason why it has none."""
     try:
         found, sound, begins = read_clip(Path(part.path), recipe, frame_size=frame_size, begin=part.begin,
-                                         length=part.length, keep=keep)
+                                         length=part.length or recipe.seconds, keep=keep)
     except Rejected as rejected:
-        return replace(part, failed=rejected)
+        return replace(part, failed=rejected if part.length else None)
+    if not part.length:
+        return replace(part, failed=Rejected("unknown length"))
     absent = "sound" if sound is None else "" if found else "picture"
     if absent == "sound":
         sound = nothing_heard(len(begins), recipe)
@@ -157,7 +175,7 @@ def _read(part: Part, recipe: Spectrogram, frame_size: int, crop: int, keep: boo
     middle = slice(edge, edge + crop)
     end = part.total or float("inf")
     return replace(
-        part, spectrograms=sound, absent=absent,
+        part, spectrograms=sound, absent=absent, sound_track=sound_track(part.path) if absent != "sound" else 0,
         frames=np.stack([found.get(frame_second(begin, recipe), nothing)[middle, middle] for begin in begins]),
         times=[(round(part.begin + begin, 3), round(min(part.begin + begin + recipe.seconds, end), 3))
                for begin in begins],

@@ -9,7 +9,7 @@ from pathlib import Path
 from posixpath import normpath, splitext
 
 from maavt.clips import BACKGROUND, SEVERAL, Clip, Labels
-from maavt.errors import UserError
+from maavt.errors import UsageError, UserError
 from maavt.fetch import CONTENT, PERMANENT, Failed
 from maavt.fetch.http import Http
 from maavt.fetch.tree import UNREADABLE, Entry, shown, walk
@@ -93,6 +93,8 @@ def survey(params: Params) -> Survey:
     Raises UserError when that makes no data set, with every mistake in the table.
     """
     settings, longest = params.folder, params.shard.spectrogram["folder"].clip_seconds
+    if not settings.root:
+        raise UsageError("folder.root is empty; set it in params.yaml to the folder that holds your clips")
     root = project_root() / Path(settings.root).expanduser()
     if not root.is_dir():
         raise UserError(f"folder.root: {root} is no folder; expected the one that holds your clips")

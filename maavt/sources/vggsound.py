@@ -45,8 +45,8 @@ def clips(params: Params, annotations: Path | None = None) -> list[Clip]:
     """
     if annotations:
         folder = annotations_folder(annotations, "vggsound")
-        full = folder / "vggsound.csv"
-        rows = _full(full) if full.exists() else _test(folder / "test.csv")
+        full, test = folder / "vggsound.csv", folder / "test.csv"
+        rows = _test(test) if test.exists() and not full.exists() else _full(full)
     else:
         rows = (("", f"{row['id']}_{row['start']}", (row["id"], int(row["start"]), row["label"], "test"))
                 for row in read_packaged("vggsound_test.csv"))

@@ -97,6 +97,7 @@ def shard_clips(clips: list[Clip], labels: Labels, *, raw: Path, folder: Path, p
         for name, of in origins.items():
             file.write(json.dumps({"name": name, "of": of, "stats": done[name]}) + "\n")
     _check_coverage(index, rejects, clips, params)
+    _tell_of_tracks(quality, params)
     _warn_of_leaks(quality, params)
     return index
 
@@ -275,6 +276,14 @@ def two_labels(clips: list[Clip], same: dict[int, list[int]]) -> Iterator[str]:
         yield (f"warning: {len(found)} clips have two labels, for they are there more than once: {some}"
                f"{' ...' if len(found) > 3 else ''}. Leave out the wrong copy of each, or name both labels in a table "
                "(a;b)")
+
+
+def _tell_of_tracks(quality: list[dict], params: Params) -> None:
+    """Tell of clips whose first track of sound is silent, so that a later one was taken."""
+    if others := [f"{row['key']} (track {row['sound_track']})" for row in quality if row["sound_track"]]:
+        print(f"the first sound track of {len(others)} clips is silent; the next one that sounds was taken: "
+              f"{', '.join(others[:3])}{' ...' if len(others) > 3 else ''}. All stand in data/shards/{params.dataset}/"
+              "quality.csv, column sound_track")
 
 
 def _warn_of_leaks(quality: list[dict], params: Params) -> None:

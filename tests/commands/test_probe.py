@@ -83,3 +83,9 @@ def test_bad_number_of_workers_in_the_environment_is_told(monkeypatch, capsys):
     monkeypatch.setenv("MAAVT_WORKERS", "many")
     assert run("a.mp4") == 1
     assert "MAAVT_WORKERS='many'" in capsys.readouterr().err
+
+
+def test_an_empty_name_is_wrong_usage_and_not_the_folder_one_is_in():
+    with pytest.raises(SystemExit) as caught:
+        run("")
+    assert caught.value.code == 2

@@ -8,12 +8,17 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from maavt.media.rejected import Rejected
 from maavt.params import load_params
+from maavt.recordings import windows
 from maavt.recordings.events import events_of
+from maavt.recordings.trained import answer
 from maavt.recordings.windows import PART, File, files_of, parts_of
+from maavt.sources.look import Look
 from maavt.workers import fan_out
 from tests.conftest import ROOT
 from tests.media.test_decode import grey, peak_memory, tone, write_clip
+from tests.media.test_gaps import without
 
 RECIPES = load_params(ROOT / "params.yaml").shard.spectrogram
 
@@ -50,6 +55,36 @@ def test_a_window_is_the_same_in_a_long_recording_and_alone(tmp_path):
     assert abs(int(frame.mean()) - (10 * (PART + 1) + 5) % 256) < 8  # the picture says when it is shown
 
 
+def test_a_recording_with_hundreds_of_pauses_has_all_its_windows(tmp_path):
+    gaps = [(begin, begin + 0.12) for begin in np.arange(0.3, 65, 0.3)]
+    path = without(recording(tmp_path / "whole.mkv", 70), tmp_path / "a.mkv", [*gaps, (56, 62)])  # and a long one
+    parts = read(path, "synth")
+    assert [time for part in parts for time in part.times] == [(second, second + 1) for second in range(70)]
+    assert not any(part.failed or part.absent for part in parts)
+
+
+def planned(path: Path, seen) -> list:
+    reader = windows._reader(config("synth"))
+    return [reader(part) for part in windows._plan([(File(str(path), named=True), seen)], reader.keywords["recipe"])]
+
+
+def test_a_look_that_takes_too_long_leaves_the_length_to_the_header(tmp_path):
+    path, late = recording(tmp_path / "a.mkv", 70), Rejected("timed out")
+    parts = planned(path, windows._or_header(str(path), late))
+    assert [part.last for part in parts] == [False, True] and sum(len(part.times) for part in parts) == 70
+    (tmp_path / "text.mkv").write_text("text")
+    assert windows._or_header(str(tmp_path / "text.mkv"), late) is late
+
+
+def test_a_recording_of_unknown_length_says_what_was_not_read_of_it(tmp_path):
+    for seen in (Rejected("timed out"), Look()):
+        parts = planned(recording(tmp_path / "a.mkv", 70), seen)
+        said = answer([(part, [{"class": "a", "probability": 1.0}] * len(part.times)) for part in parts], 0.5)
+        assert len(said["windows"]) == 61 and said["unread"] == [{"from": 61.0, "reason": "unknown length"}]
+        parts = planned(recording(tmp_path / "b.mkv", 20), seen)
+        assert [part.last for part in parts] == [False, True] and not any(part.failed for part in parts)
+
+
 def cost(path: str) -> float:
     def work():
         for part in parts_of([File(path, named=True)], config("synth"), workers=0):
@@ -79,10 +114,10 @@ def test_a_folder_gives_its_files_in_order_and_what_is_no_video_is_left_out(tmp_
 
 def test_neighbouring_windows_of_a_class_are_one_event_and_background_and_doubts_are_none():
     said = [("a", 0.9), ("a", 0.7), ("background", 1.0), ("b", 0.4), ("b", 0.8), ("a", 0.6)]
-    windows = [{"from": second, "to": second + 1, "class": name, "probability": chance}
+    said = [{"from": second, "to": second + 1, "class": name, "probability": chance}
                for second, (name, chance) in enumerate(said)]
-    windows[-1] |= {"from": 4.5, "to": 5.5}  # the last one ends where the recording ends
-    found = list(events_of(windows, threshold=0.5))
+    said[-1] |= {"from": 4.5, "to": 5.5}  # the last one ends where the recording ends
+    found = list(events_of(said, threshold=0.5))
     assert [(event["class"], event["from"], event["to"]) for event in found] == [("a", 0, 2), ("b", 4, 5),
                                                                                 ("a", 4.5, 5.5)]
     assert np.isclose(found[0]["probability"], 0.8)

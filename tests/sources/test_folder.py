@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from maavt.clips import read_manifest
-from maavt.errors import UserError
+from maavt.errors import UsageError, UserError
 from maavt.sources import folder
 from maavt.stages import download
 from tests.sources.common import ROOT, make_project, params, write_media
@@ -110,6 +110,11 @@ def test_an_empty_or_missing_folder_is_an_error(root):
         own()
     with pytest.raises(UserError, match="is no folder"):
         own(root="elsewhere")
+
+
+def test_without_a_folder_the_setting_is_named_and_nothing_is_looked_at():
+    with pytest.raises(UsageError, match="folder.root is empty; set it in params.yaml"):
+        folder.clips(params())
 
 
 def test_ones_own_clips_are_copied_and_those_of_no_use_are_listed_with_the_reason(root):

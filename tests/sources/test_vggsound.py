@@ -21,6 +21,11 @@ from tests.sources.common import contents, make_project, media, params
 BELOW = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"
 
 
+def test_a_missing_list_is_named_as_it_is_published(tmp_path):
+    with pytest.raises(UserError, match=r"no .*/vggsound\.csv; expected the list"):
+        vggsound.clips(params(), tmp_path)
+
+
 def tar_gz(members: dict[str, bytes]) -> bytes:
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w|") as tar:
