@@ -126,14 +126,14 @@ def read_rejects(project: Path) -> Counter:
     return Counter()
 
 
-def ended(flow, run, state) -> None:
+def ended(flow, flow_run, state) -> None:
     """Tell the command of --notify of a run's end; a hook of flows, for ends that a flow cannot tell itself: cancelled,
     crashed, and errors that nobody expected. It runs in the process that serves."""
-    given = run.parameters
+    given = flow_run.parameters
     settings = [*(given.get("shared") or []), *(given.get("set") or given.get("settings") or [])]
-    logs = trusted.project() / ".work" / "logs" / _plain(run.name)
-    notify({"project": str(trusted.project()), "settings": settings, "run_id": str(run.id), "run": run.name,
-            "url": url_for(run), "state": "Cancelled" if state.is_cancelling() else state.name,
+    logs = trusted.project() / ".work" / "logs" / _plain(flow_run.name)
+    notify({"project": str(trusted.project()), "settings": settings, "run_id": str(flow_run.id), "run": flow_run.name,
+            "url": url_for(flow_run), "state": "Cancelled" if state.is_cancelling() else state.name,
             "message": state.message or "", **({"logs": str(logs)} if logs.exists() else {})})
 
 
