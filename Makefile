@@ -78,7 +78,7 @@ paper: $(BIN)/.installed
 
 # make docs: the documentation as a site, in .work/site.
 docs: $(BIN)/.installed
-	@$(RUN) mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 # make readme-picture: the head of data/report/index.html, light and dark, for the README; needs Chromium.
 readme-picture: $(BIN)/.installed
