@@ -60,7 +60,7 @@ def settings(params: Params) -> list[dict]:
         before = _before(key, committed, value)
         if before != value or not others & set(key.split(".")):
             block, _, name = key.partition(".")
-            paper = PAPER.get(block, {}).get(name, value) if params.recipe == "paper" else value
+            paper, _ = PAPER.get(block, {}).get(name, (value, value)) if params.recipe == "paper" else (value, value)
             rows.append({"key": key, "value": _text(value), "before": _text(before) if before != value else None,
                          "paper": _text(paper) if paper != value else None})
     return rows

@@ -191,8 +191,8 @@ def test_pairs_without_a_modality_are_counted_apart_where_there_are_any():
 def test_retrieval_is_the_mean_over_the_blocks():
     found = {"before": {"recall_1": [0.1, 0.3], "recall_5": [0.5, 0.7]},
              "after": {"recall_1": [0.2, 0.6], "recall_5": [0.9, 0.7]}}
-    assert retrieval_metrics(found) == pytest.approx({"recall_1_before": 0.2, "recall_1_after": 0.4,
-                                                      "recall_5_before": 0.6, "recall_5_after": 0.8})
+    assert retrieval_metrics(found) == pytest.approx({"val_recall_1_before": 0.2, "val_recall_1_after": 0.4,
+                                                      "val_recall_5_before": 0.6, "val_recall_5_after": 0.8})
     assert retrieval_metrics(None) == {}
 
 

@@ -80,10 +80,10 @@ def test_curves_have_a_row_per_epoch(made):
 def test_curves_within_epochs_are_means_whose_mean_is_that_of_the_epoch(made):
     with open(made / "data/curves/maavt/steps.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["epoch"]) for row in rows][-1] == 2.0 and len(rows) == 14  # 100 samples in batches of 16, twice
+    assert [float(row["epoch"]) for row in rows][-1] == 2.0 and len(rows) == 14  # 100 samples in seven batches, twice
     with open(made / "data/curves/maavt/plots/metrics/train/class_loss.tsv") as file:
         whole = [float(row["class_loss"]) for row in csv.DictReader(file, delimiter="\t")]
-    sizes = [16] * 6 + [4]
+    sizes = [100 * (step + 1) // 7 - 100 * step // 7 for step in range(7)]
     for epoch, own in enumerate((rows[:7], rows[7:])):
         mean = sum(size * float(row["class_loss"]) for size, row in zip(sizes, own, strict=True)) / 100
         assert mean == pytest.approx(whole[epoch], rel=1e-3)
