@@ -20,6 +20,7 @@ MAX_OFF = 0.002  # seconds by which the time of a frame may be rounded
 # least) after the end of the frame before, or after MAX_JITTER. What is less is jitter: its sound follows at once.
 LOST, MIN_GAP = 0.75, 0.01
 MAX_JITTER = 0.1  # seconds by which a sound's time may differ from the end of the sound before
+MAX_OVERLAP = 0.5  # seconds of sound that are dropped since they were there before; of more, the clock is wrong
 
 # How loud each channel is in the mono mix (ITU-R BS.775, as FFmpeg has it), before they are scaled to sum to 1.
 MIX = {"FL": 0.5**0.5, "FR": 0.5**0.5, "FLC": 0.5**0.5, "FRC": 0.5**0.5, "FC": 1.0,
@@ -130,7 +131,7 @@ class Sound:
             elif self.track.begins and time >= self.track.begins[0] - MAX_OFF:  # another recording, with its picture
                 self.track.begins.pop(0)
                 joint = True
-            elif back and self.dropped < 2 * MAX_JITTER:  # take what has not been there before
+            elif back and self.dropped < MAX_OVERLAP:  # take what has not been there before
                 skipped = min(round((self.last - time) * frame.sample_rate), frame.samples)
                 self.dropped += skipped / frame.sample_rate
                 time = self.last
