@@ -41,6 +41,7 @@ ALL = [f"{clip}.{second}" for clip in range(6) for second in range(3)]
 
 def test_a_pair_is_one_frame_one_spectrogram_and_one_label(six):
     batch = only(load(six).in_order())
+    assert pairs(Loader(Reader(six), "test", batch=5, image_size=SIZE).in_order()) == ALL
     assert pairs([batch]) == ALL and batch.boxes is None and batch.absent is None
     assert batch.labels.dtype == torch.int64 and batch.labels.tolist() == 2 * [0, 0, -1, 1, -1, 1, 2, 2, 2]
     assert BACKGROUND_LABEL == -1 and batch.frames.dtype == torch.uint8

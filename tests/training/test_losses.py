@@ -207,6 +207,24 @@ def test_pairs_without_sound_or_picture_are_not_mined_nor_partners():
         assert sound.flatten().tolist() == [2, 1, 0, 3] and mined.tolist() == [-1, 1, -1, 3] and not lone
 
 
+def test_whole_pairs_are_mined_no_more_often_than_asked_and_never_where_no_whole_one_is_of_another_class():
+    labels, generator = torch.arange(2000) % 4, torch.Generator().manual_seed(0)
+    whole = torch.arange(2000) < 1000
+    _, mined, _ = mine_background(numbered(labels), labels, 0.2, generator, whole)
+    assert (mined[whole] == -1).float().mean() == pytest.approx(0.2, abs=0.04) and (mined[~whole] >= 0).all()
+    labels, whole = torch.tensor([0, 0, 1]), torch.tensor([True, True, False])
+    sound, mined, lone = mine_background(numbered(labels), labels, 1.0, generator, whole)
+    assert sound.flatten().tolist() == [0, 1, 2] and mined.tolist() == [0, 0, 1] and lone == 2
+
+
+def test_what_is_mined_is_fixed_by_the_generator_alone():
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        found.append(mine([0, 1, 2, 3] * 20, 0.5, 7))
+    assert found[0] == found[1] != mine([0, 1, 2, 3] * 20, 0.5, 8)
+
+
 SEVERAL = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 1, 1]])
 
 
