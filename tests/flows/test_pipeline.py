@@ -440,15 +440,14 @@ def test_second_run_in_a_project_waits_for_the_first_and_finds_everything_done(a
 
 def test_a_run_that_the_api_starts_executes_no_command_and_keeps_to_its_project(api, folder):
     project, other, made = make_project(folder / "attacked"), make_project(folder / "another"), folder / "executed"
-    api.serve(project)
+    api.serve(project, "--limit", "4")
     known = api.call("GET", f"/deployments/{api.served[project]}")
     known = {key: known[key] for key in ("name", "flow_id", "entrypoint", "path", "tags", "parameter_openapi_schema")}
     steps = [{"prefect.deployments.steps.run_shell_script": {"script": f"touch '{made}'"}}]
     api.call("POST", "/deployments/", known | {"pull_steps": steps, "enforce_parameter_schema": False})
     runs = [api.start(project, **parameters) for parameters in (
-        {"notify": f"touch '{made}'"}, {"project": str(other)}, {"set": [f"tokens='; touch {made}'"]},
-        {"set": ["tokens=../another"]}, {"set": ["tokens=https://127.0.0.1:9/"]})]
-    assert {api.end(run)["type"] for run in runs} <= {"FAILED", "CRASHED"}
+        {"notify": f"touch '{made}'"}, {"project": str(other)}, {"set": [f"tokens='; touch {made}'"]})]
+    assert [api.end(run)["type"] for run in runs] == ["CRASHED", "CRASHED", "FAILED"]  # Prefect knows no such parameter
     assert "a run that is started through the API takes numbers, words" in api.end(runs[-1])["message"]
     assert api.end(api.start(project, set=["tokens=9"]))["type"] == "COMPLETED"
     assert not made.exists() and not (other / "runs.txt").exists()
